@@ -1,0 +1,266 @@
+"""Configuration: frozen dataclasses for every stage, read from ``configs/<profile>.toml``.
+
+A profile is a complete description of a run: every key of every section is written in its TOML file, the
+same keys at every scale, so a reader sees all knobs in one place and a diff of two profiles is the
+difference between two scales. Unknown, missing or mistyped keys are errors. This module imports no torch.
+
+The fields of :class:`ModelConfig` carry the names of the published ``config.json``
+(``LGAI-EXAONE/K-EXAONE-236B-A23B``) and default to its values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The published architecture keys. Defaults are K-EXAONE-236B-A23B's values.
+
+    Exception: ``num_nextn_predict_layers`` defaults to 0 (main model only); the published value is 1.
+    The last two fields are switches for ablations; the defaults are the published behaviour.
+    """
+
+    vocab_size: int = 153_600
+    hidden_size: int = 6144
+    num_hidden_layers: int = 48
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    intermediate_size: int = 18_432  # dense FFN: the first layer and the MTP block
+    moe_intermediate_size: int = 2048  # each routed expert and the shared one
+    num_experts: int = 128
+    num_experts_per_tok: int = 8
+    num_shared_experts: int = 1
+    first_k_dense_replace: int = 1
+    scoring_func: str = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 2.5
+    n_group: int = 1
+    topk_group: int = 1
+    sliding_window: int = 128  # keys seen by a window layer, the query's own included
+    sliding_window_pattern: str = "LLLG"  # repeated over the depth; L = window, G = global
+    layer_types: tuple[str, ...] = ()  # empty: derived from the pattern
+    rope_theta: float = 1_000_000.0
+    max_position_embeddings: int = 262_144
+    rms_norm_eps: float = 1e-5
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    bos_token_id: int = 1
+    eos_token_id: int = 53
+    pad_token_id: int = 0
+    num_nextn_predict_layers: int = 0
+    use_qk_norm: bool = True
+    rope_layers: str = "sliding"  # "sliding" (published), "all" or "none"
+
+    def __post_init__(self):
+        if not self.layer_types:
+            pattern = self.sliding_window_pattern
+            if not pattern or set(pattern) - set("LG"):
+                raise ConfigError(f"sliding_window_pattern is {pattern!r}; use only the letters L and G")
+            names = {"L": "sliding_attention", "G": "full_attention"}
+            types_ = tuple(names[pattern[i % len(pattern)]] for i in range(self.num_hidden_layers))
+            object.__setattr__(self, "layer_types", types_)
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types has {len(self.layer_types)} entries but num_hidden_layers is "
+                f"{self.num_hidden_layers}"
+            )
+        unknown = set(self.layer_types) - {"sliding_attention", "full_attention"}
+        if unknown:
+            raise ConfigError(
+                f"unknown layer type {sorted(unknown)[0]!r}; use 'sliding_attention' or 'full_attention'"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates halves")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}"
+            )
+        if self.scoring_func != "sigmoid":
+            raise ConfigError(f"scoring_func={self.scoring_func!r}; only 'sigmoid' is published")
+        if self.hidden_act != "silu":
+            raise ConfigError(f"hidden_act={self.hidden_act!r}; only 'silu' (SwiGLU) is published")
+        if self.num_experts % self.n_group or not 1 <= self.topk_group <= self.n_group:
+            raise ConfigError(
+                f"n_group={self.n_group}, topk_group={self.topk_group}: groups must divide "
+                f"num_experts={self.num_experts} and topk_group must lie in 1..n_group"
+            )
+        if self.sliding_window < 1:
+            raise ConfigError(f"sliding_window={self.sliding_window} must be at least 1")
+        if self.num_nextn_predict_layers not in (0, 1):
+            raise ConfigError(
+                f"num_nextn_predict_layers={self.num_nextn_predict_layers}; the recipe has depth 0 or 1"
+            )
+        if self.rope_layers not in ("sliding", "all", "none"):
+            raise ConfigError(f"rope_layers={self.rope_layers!r}; use 'sliding', 'all' or 'none'")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a profile runs. ``threads`` is fixed so that equal seeds give equal bits."""
+
+    threads: int
+    device: str  # "auto", "cpu" or "cuda"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which sources are read and how much of each category is kept."""
+
+    sources: tuple[str, ...]  # names of cards in data_cards/
+    bytes_per_category: int  # UTF-8 bytes kept per category (en, ko, es, de, ja, vi, code, stem)
+    heldout_share: float  # share of documents held out, chosen by document hash
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The two-stage SuperBPE tokenizer and the baseline it is measured against."""
+
+    vocab_size: int
+    baseline_ratio: float  # reported: 100K of 150K
+    kept_share: float  # reported: 0.70 of the baseline's vocabulary is kept
+    superword_share: float  # reported: 0.20 of the vocabulary
+    superword_split: dict[str, float]  # reported: en 2, ko 3, multilingual 1
+    max_superword_words: int  # chosen: 4
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Three-stage pretraining with Muon, WSD and FP8."""
+
+    sequence_length: int
+    batch_size: int  # sequences per optimizer step
+    stage_steps: dict[str, int]  # foundation, domain, reasoning
+    mixtures: dict[str, dict[str, float]]  # per stage: weight of each category
+    learning_rate: float
+    warmup_share: float
+    decay_share: float
+    weight_decay: float
+    numerics: str  # "fp8", "bf16" or "fp32"
+    checkpoint_every: int  # optimizer steps
+
+
+@dataclass(frozen=True)
+class Config:
+    """One profile. ``model.vocab_size`` always equals ``tokenizer.vocab_size``."""
+
+    profile: str
+    runtime: RuntimeConfig
+    model: ModelConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    pretrain: PretrainConfig
+
+
+def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read ``configs/<profile>.toml`` (or the TOML file at a path) and apply dotted overrides.
+
+    Example: ``load("smoke", {"tokenizer.vocab_size": 4000})``.
+
+    Raises:
+        ConfigError: unknown profile, section or key; missing key; value of the wrong type.
+    """
+    path = Path(profile)
+    if path.suffix != ".toml":
+        path = ROOT / "configs" / f"{profile}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (ROOT / "configs").glob("*.toml")))
+        raise ConfigError(f"no profile {str(profile)!r}: use one of {known}, or the path of a .toml file")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
+    for dotted, value in (overrides or {}).items():
+        _override(tree, dotted, value)
+    tree["profile"] = path.stem
+    vocab_size = tree.get("tokenizer", {}).get("vocab_size")
+    if isinstance(tree.get("model"), dict) and vocab_size is not None:
+        if tree["model"].setdefault("vocab_size", vocab_size) != vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={tree['model']['vocab_size']} but tokenizer.vocab_size={vocab_size}; "
+                "set tokenizer.vocab_size only"
+            )
+    return _build(Config, tree, "")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain nested dicts and lists, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def _override(tree: dict, dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for i, name in enumerate(parents):
+        if not isinstance(node.get(name), dict):
+            raise ConfigError(
+                f"override {dotted!r}: no section {'.'.join(parents[: i + 1])!r}" + _hint(name, node)
+            )
+        node = node[name]
+    node[leaf] = value
+
+
+def _build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise ConfigError(f"unknown config key {_join(where, key)!r}" + _hint(key, hints))
+    values = {}
+    for f in fields(cls):
+        if f.name in tree:
+            values[f.name] = _convert(hints[f.name], tree[f.name], _join(where, f.name))
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"missing config key {_join(where, f.name)!r}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a section, got {value!r}")
+        return _build(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, got {value!r}")
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, got {value!r}")
+        return {k: _convert(args[1], v, _join(where, k)) for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}")
+    return value
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _hint(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,153 @@
+"""What a run leaves behind: ``metrics.jsonl``, figures and, written last, ``results.json``.
+
+``results.json`` has four parts: ``values`` and ``checks`` repeat exactly for equal seeds on one machine;
+``environment`` (profile, seed, commit, versions, device) says where they came from; ``timings`` (minutes,
+peak memory) is the only part allowed to differ between two runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kexa.config import ROOT, Config
+
+
+class CheckFailed(AssertionError):
+    """A claim of a notebook that did not hold; the message is the claim and what was measured."""
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f"cannot write {path.name} ({error.strerror}); free space or choose another out_dir"
+        ) from error
+
+
+class Run:
+    """The record of one stage. Notebooks get one from ``kexa.notebook.begin``."""
+
+    def __init__(self, stage: str, config: Config, seed: int, directory: Path):
+        self.stage, self.config, self.seed, self.dir = stage, config, seed, Path(directory)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._values: dict[str, dict[str, Any]] = {}
+        self._checks: list[dict[str, Any]] = []
+        self._figures: list[dict[str, str]] = []
+        self._started = time.perf_counter()
+        self._metrics = self.dir / "metrics.jsonl"
+        self._metrics.write_text("", encoding="utf-8")
+
+    def log(self, series: str, step: int, **scalars: float) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        line = {"series": series, "step": step, **{k: _plain(v) for k, v in scalars.items()}}
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def value(self, name: str, value: Any, unit: str = "", note: str = "", headline: bool = False) -> None:
+        """Record one result. ``headline`` puts it on the report page. Values must repeat: no timings."""
+        self._values[name] = {"value": _plain(value), "unit": unit, "note": note, "headline": headline}
+
+    def figure(self, figure: Any, name: str, caption: str) -> None:
+        """Save a matplotlib figure as ``<name>.png`` in the stage directory, for the report."""
+        path = self.dir / f"{name}.png"
+        temporary = path.with_name(f".{path.name}.tmp")
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, path)
+        self._figures.append({"file": path.name, "caption": caption})
+
+    def check(self, claim: str, holds: bool, measured: str) -> None:
+        """Print and record a claim. One that does not hold fails the stage at :meth:`finish`."""
+        print(f"{'holds' if holds else 'FAILS'}: {claim} ({measured})")
+        self._checks.append({"claim": claim, "holds": bool(holds), "measured": measured})
+
+    def finish(self) -> None:
+        """Write ``results.json``.
+
+        Raises:
+            CheckFailed: when a recorded check does not hold; ``results.json`` is written all the same.
+        """
+        results = {
+            "stage": self.stage,
+            "values": self._values,
+            "checks": self._checks,
+            "figures": self._figures,
+            "environment": environment(self.config, self.seed),
+            "timings": {
+                "minutes": round((time.perf_counter() - self._started) / 60, 3),
+                "peak_memory_gib": round(peak_memory_gib(), 3),
+            },
+        }
+        write_atomic(self.dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        failed = [c for c in self._checks if not c["holds"]]
+        if failed:
+            raise CheckFailed("; ".join(f"{c['claim']} ({c['measured']})" for c in failed))
+
+
+def environment(config: Config, seed: int) -> dict[str, Any]:
+    """Profile, seed, commit, versions and device of this process."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "profile": config.profile,
+        "seed": seed,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "triton", "tokenizers", "transformers")},
+        "device": gpu or f"CPU, {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with ``+changes`` when tracked files differ from it."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "no git checkout"
+
+
+def peak_memory_gib() -> float:
+    """Peak resident memory of this process in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

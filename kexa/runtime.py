@@ -1,0 +1,68 @@
+"""Device, dtype, seed and thread policy, each with its reason.
+
+Equal seeds give equal bits on one machine: threads are fixed by the profile (a different thread count
+sums in a different order) and torch is asked for deterministic algorithms.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kexa.config import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was chosen, and why; ``reasons`` is one line per choice, ready to print."""
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    has_fp8: bool
+    reasons: tuple[str, ...]
+
+
+def setup(config: RuntimeConfig, seed: int) -> Runtime:
+    """Apply the thread and seed policy to this process and choose device and dtype."""
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    seed_everything(seed)
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ValueError("runtime.device is 'cuda' but torch sees no GPU; set it to 'auto' or 'cpu'")
+    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    on_gpu = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    has_fp8 = capability >= (8, 9)
+    reasons = (
+        f"device {device}: " + ("torch sees a GPU" if on_gpu else "no GPU asked for or found"),
+        f"compute dtype {str(dtype).removeprefix('torch.')}: "
+        + ("tensor cores take bfloat16" if on_gpu else "fp32 is the fast dtype of this CPU path"),
+        f"FP8 {'hardware' if has_fp8 else 'emulated'}: compute capability {capability[0]}.{capability[1]}",
+        f"threads {config.threads}: fixed by the profile so that results repeat",
+        f"seed {seed}",
+    )
+    return Runtime(device, dtype, has_fp8, reasons)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU generator for one named purpose, independent of every other name and of call order."""
+    digest = np.random.SeedSequence([seed, *(_number(n) for n in names)]).generate_state(2)
+    return torch.Generator().manual_seed(int(digest[0]) << 31 ^ int(digest[1]))
+
+
+def _number(name: str | int) -> int:
+    return name if isinstance(name, int) else int.from_bytes(name.encode()[:16].ljust(16, b"\0"), "big")
