@@ -1,0 +1,16 @@
+"""Training: Muon and AdamW, the WSD schedule, FP8 and BF16 numerics, the loop and its checkpoints."""
+
+from kexa.train.loop import Step, TrainingDiverged, fit
+from kexa.train.optim import Muon, build_optimizers, grouping, orthogonalize
+from kexa.train.schedule import wsd
+
+__all__ = [
+    "Muon",
+    "Step",
+    "TrainingDiverged",
+    "build_optimizers",
+    "fit",
+    "grouping",
+    "orthogonalize",
+    "wsd",
+]

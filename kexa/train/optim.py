@@ -1,0 +1,197 @@
+"""Muon for matrices and stacks of matrices, AdamW for the rest.
+
+Muon replaces a matrix's momentum by the nearest matrix with equal singular values (Keller Jordan et al.,
+2024), with the scale and decay of Moonlight (arXiv 2502.16982). For every matrix W of size [m, n]:
+
+    M <- mu M + G                                momentum
+    U  = G + mu M   (Nesterov)   or   M
+    O  = NewtonSchulz(U)                         U = P S Q^T  ->  O close to P Q^T
+    W <- W (1 - lr * decay) - lr * 0.2 * sqrt(max(m, n)) * O
+
+The factor 0.2 sqrt(max(m, n)) gives the update the root mean square of an AdamW update, so both
+optimizers share one learning rate. Newton-Schulz runs five steps X <- aX + (bA + cA^2) X with A = X X^T,
+which needs matrix products only; it ends with singular values between about 0.7 and 1.2, not at 1.
+
+reported: Muon in all stages (the report cites Moonlight).
+not reported: its hyper-parameters and what bypasses it. chosen: Moonlight's (mu = 0.95, Nesterov, decay
+0.1, AdamW with betas 0.9 and 0.95 for embedding, head and norms); the router also stays with AdamW,
+since its rows are one vector per expert rather than a map between feature spaces.
+chosen: a stack [E, m, n] is E matrices, and fused gate and up weights [E, 2F, D] are 2E: each is orthogonalised
+alone, as it would be unfused. Newton-Schulz runs in fp32 on CPU and in bf16 on GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with decoupled weight decay for parameters of shape ``[..., m, n]``.
+
+    Args:
+        params: parameters or groups. A group may set ``parts``: how many matrices lie side by side
+            along ``m`` in each of its parameters (2 for fused gate and up weights).
+        lr: learning rate. weight_decay: decoupled, multiplied by ``lr``.
+        momentum: mu. nesterov: look one step ahead.
+
+    Raises:
+        ValueError: a parameter with fewer than two dimensions, or ``m`` not divisible by ``parts``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        parts: int = 1,
+    ):
+        super().__init__(
+            params,
+            dict(
+                lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, parts=parts
+            ),
+        )
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim < 2:
+                    raise ValueError(
+                        f"Muon takes matrices; a parameter of shape {tuple(p.shape)} belongs to AdamW"
+                    )
+                if p.shape[-2] % group["parts"]:
+                    raise ValueError(
+                        f"{tuple(p.shape)} does not split into {group['parts']} matrices along m"
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient. Matrices of one size share a batch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params]
+        for p in params:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        moments = [self.state[p]["momentum"] for p in params]
+        torch._foreach_mul_(moments, group["momentum"])
+        torch._foreach_add_(moments, grads)
+        updates = (
+            torch._foreach_add(grads, moments, alpha=group["momentum"])
+            if group["nesterov"]
+            else moments
+        )
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
+        batches: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p, update in zip(params, updates, strict=True):
+            m, n = p.shape[-2] // group["parts"], p.shape[-1]
+            wide = (lambda x: x) if m <= n else (lambda x: x.mT)
+            # views, so that adding to the second writes the parameter
+            pair = tuple(wide(x.view(-1, m, n)) for x in (update, p))
+            batches[min(m, n), max(m, n), p.dtype, p.device].append(pair)
+        for (_, longer, *_), pairs in batches.items():
+            o_BMN = orthogonalize(torch.cat([update for update, _ in pairs]))
+            step = -group["lr"] * 0.2 * math.sqrt(longer)
+            for (_, p), o in zip(pairs, o_BMN.split([len(p) for _, p in pairs]), strict=True):
+                p.add_(o.to(p.dtype), alpha=step)
+
+
+def orthogonalize(x_BMN: Tensor) -> Tensor:
+    """Newton-Schulz on a batch of matrices: singular values go to about 1, singular vectors stay.
+
+    Returns a new tensor of the same shape, in the dtype it ran in: fp32 on CPU, bf16 on GPU, and fp64 for fp64.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = x_BMN.shape[-2] > x_BMN.shape[-1]
+    x = x_BMN.mT if tall else x_BMN
+    if x.dtype != torch.float64:
+        x = x.float()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    if x.is_cuda and x.dtype != torch.float64:
+        x = x.bfloat16()
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        a_MM = x @ x.mT
+        poly = torch.baddbmm(a_MM, a_MM, a_MM, beta=b, alpha=c)
+        x = torch.baddbmm(x, poly, x, beta=a)
+    return x.mT if tall else x
+
+
+def role(name: str) -> str:
+    """Which optimizer a parameter of :class:`kexa.model.KexaForCausalLM` belongs to, from its name."""
+    module = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
+    if module in ("embed_tokens", "lm_head"):
+        return module
+    if module.endswith("norm") or "norm_" in module:
+        return "norm"
+    if module == "gate":
+        return "router"
+    return "gate_up" if module == "gate_up_proj" else "matrix"
+
+
+def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Optimizer]:
+    """``[Muon, AdamW]`` over the trainable parameters of a model.
+
+    Args:
+        config: has ``learning_rate`` and ``weight_decay``; :class:`kexa.config.PretrainConfig` is one.
+
+    Norms do not decay. Matrices fused by rows are split by Muon; see :func:`grouping` for the table.
+    """
+    roles: dict[str, list[Tensor]] = defaultdict(list)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            roles[role(name)].append(p)
+    lr, decay = config.learning_rate, config.weight_decay
+    muon = [
+        dict(params=roles[r], parts=parts)
+        for r, parts in (("matrix", 1), ("gate_up", 2))
+        if roles[r]
+    ]
+    adam = [
+        dict(params=roles[r], weight_decay=0.0 if r == "norm" else decay)
+        for r in ("embed_tokens", "lm_head", "router", "norm")
+        if roles[r]
+    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if muon:
+        optimizers.append(Muon(muon, lr=lr, weight_decay=decay))
+    if adam:
+        optimizers.append(torch.optim.AdamW(adam, lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=True))
+    return optimizers
+
+
+def grouping(model: torch.nn.Module) -> str:
+    """A table of which parameters go where: one line per role, with tensors, matrices and parameters counted."""
+    takes = {"matrix": "Muon", "gate_up": "Muon, two matrices per expert"}
+    rows: dict[str, list[int]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            r = role(name)
+            row = rows.setdefault(r, [0, 0, 0])
+            row[0] += 1
+            row[1] += (p[..., 0, 0].numel() * (2 if r == "gate_up" else 1)) if r in takes else 0
+            row[2] += p.numel()
+    lines = [f"{'role':<14}{'tensors':>8}{'matrices':>10}{'parameters':>14}  optimizer"]
+    for r, (tensors, matrices, size) in rows.items():
+        lines.append(
+            f"{r:<14}{tensors:>8}{matrices or '-':>10}{size:>14,}  {takes.get(r, 'AdamW')}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""The learning-rate schedule: warm-up, stable, decay (WSD), as a pure function of the step.
+
+    factor(t) = (t + 1) / W                       t < W          linear warm-up
+              = 1                                 W <= t < S - D stable
+              = 1 - sqrt((t + 1 - (S - D)) / (D + 1))  otherwise decay
+
+with S steps in all, W = ceil(warmup_share * S) and D = ceil(decay_share * S).
+
+reported: WSD with linear warm-up; peak 3.0e-4.
+not reported: lengths and the shape of the decay. chosen: the two shares are config keys; the decay is
+1 - sqrt, which falls fast first. The ends are placed so that no step has a factor of exactly zero.
+
+A schedule is any ``Callable[[int], float]``: ``functools.partial(wsd, steps=..., ...)`` is one.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def wsd(step: int, steps: int, warmup_share: float, decay_share: float) -> float:
+    """The factor in (0, 1] that multiplies every peak learning rate at ``step`` (counted from 0).
+
+    Example with 10 steps, ``warmup_share=0.2``, ``decay_share=0.3``: 0.5, 1, 1, 1, 1, 1, 1, then
+    ``1 - sqrt(k / 4)`` for k = 1, 2, 3, which is 0.5, 0.293, 0.134.
+
+    Raises:
+        ValueError: a step outside 0..steps-1, or shares that are negative or add up to more than 1.
+    """
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} is outside 0..{steps - 1}")
+    if min(warmup_share, decay_share) < 0 or warmup_share + decay_share > 1:
+        raise ValueError(
+            f"warmup_share={warmup_share} and decay_share={decay_share} must be at least 0 and add up to at most 1"
+        )
+    warmup = math.ceil(warmup_share * steps)
+    decay = math.ceil(decay_share * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    into_decay = step + 1 - (steps - decay)
+    return 1.0 if into_decay <= 0 else 1 - math.sqrt(into_decay / (decay + 1))
