@@ -1,0 +1,14 @@
+"""The operations that decide the speed of the model: hybrid attention and the experts' grouped product.
+
+Each operation is one function. Beside it live a reference that is meant to be read (``reference.py``, the
+specification the tests compare with), the path for CPUs in plain PyTorch and the Triton kernels
+(``triton.py``). Which one runs follows from the tensors, never from an option: see :func:`use_triton`.
+
+Import order: this package knows nothing of the model; the model calls it.
+"""
+
+from kexa.kernels.attention import global_attention, window_attention
+from kexa.kernels.dispatch import use_triton
+from kexa.kernels.grouped import grouped_gemm
+
+__all__ = ["global_attention", "grouped_gemm", "use_triton", "window_attention"]

@@ -1,0 +1,26 @@
+"""Which path an operation takes.
+
+Triton runs on CUDA tensors of the dtypes tensor cores take. fp64, which the parity tests use, and
+everything on a CPU takes the PyTorch path. ``TRITON_INTERPRET=1``, Triton's own switch, makes its kernels run on
+CPU tensors one program at a time: far too slow to train with, exactly right for testing them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+TENSOR_CORE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def interpreting() -> bool:
+    """Whether Triton was asked, before the process started, to interpret kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def use_triton(*tensors: torch.Tensor) -> bool:
+    """Whether these tensors go to the Triton kernels."""
+    if interpreting():
+        return True
+    return all(x.is_cuda and x.dtype in TENSOR_CORE_DTYPES for x in tensors)
