@@ -1,4 +1,4 @@
-"""Training: Muon and AdamW, the WSD schedule, FP8 and BF16 numerics, the loop and its checkpoints."""
+"""Training: Muon and AdamW, the WSD schedule, FP8 numerics, the loop and its checkpoints."""
 
 from kexa.train.loop import Step, TrainingDiverged, fit
 from kexa.train.optim import Muon, build_optimizers, grouping, orthogonalize

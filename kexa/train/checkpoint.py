@@ -1,17 +1,18 @@
 """Checkpoints that are either whole and ours, or refused.
 
-A checkpoint is one file, ``step-00000100.ckpt``: one line of JSON (format, identity of the run, step, SHA-256 of
-the rest) and then what ``torch.save`` writes. It is written under another name and renamed, so a crash leaves the
-previous one in place; the last two are kept. Reading verifies the checksum before anything is unpickled, and
-unpickles tensors and plain values only.
+A checkpoint is one file, ``step-00000100.ckpt``: one line of JSON (format, identity of the run,
+step, SHA-256 of the rest) and then what ``torch.save`` writes. It is written under another name
+and renamed, so a crash leaves the previous one in place; the last two are kept. Reading verifies
+the checksum before anything is unpickled, and unpickles tensors and plain values only.
 
-``identity`` is a short text of the caller's that says which run this is (a hash of config, seed and inputs).
-A checkpoint of another identity is refused: resuming it would silently mix two runs.
+``identity`` is a short text of the caller's that says which run this is (a hash of config, seed
+and inputs). A checkpoint of another identity is refused: resuming it would silently mix two runs.
 
-Beside the checkpoints lies ``history.jsonl``: one line per finished optimizer step, so that a resumed run can show its
-whole curve. Lines after the checkpoint resumed from are dropped.
+Beside the checkpoints lies ``history.jsonl``: one line per finished optimizer step, so that a
+resumed run can show its whole curve. Lines after the checkpoint resumed from are dropped.
 
-chosen: one file and one process, enough up to one GPU; many processes need ``torch.distributed.checkpoint``.
+chosen: one file and one process, enough up to one GPU; many processes need
+``torch.distributed.checkpoint``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class CheckpointError(ValueError):
 
 
 def save(directory: Path, step: int, identity: str, state: dict[str, Any]) -> Path:
-    """Write ``state`` as the checkpoint after ``step`` optimizer steps and drop all but the last two."""
+    """Write ``state`` as the checkpoint after ``step`` steps and drop all but the last two."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -85,7 +86,8 @@ def load(path: Path, identity: str) -> dict[str, Any]:
         )
     if header["identity"] != identity:
         raise CheckpointError(
-            f"{Path(path).name} belongs to another run (identity {header['identity']!r}, this run is {identity!r}); "
+            f"{Path(path).name} belongs to another run (identity {header['identity']!r}, "
+            f"this run is {identity!r}); "
             "use an empty checkpoint directory"
         )
     return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)

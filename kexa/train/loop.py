@@ -3,17 +3,18 @@
     for step in fit(model, optimizers, batch_at, loss_fn, steps, schedule):
         run.log("train", step.step, **step.losses)
 
-One step: micro-batches forward and backward, one global gradient norm, clipping, the guard, every optimizer, the
-router's balance bias. Data are a pure function of the step (``batch_at``), so the step number is the whole data
-position and a run resumed from a checkpoint equals the uninterrupted one bit for bit. A resumed run first yields the
-records of the steps it does not repeat, so whoever consumes the generator sees the same stream either way.
+One step: micro-batches forward and backward, one global gradient norm, clipping, the guard, every
+optimizer, the router's balance bias. Data are a pure function of the step (``batch_at``), so the
+step number is the whole data position and a run resumed from a checkpoint equals the
+uninterrupted one bit for bit. A resumed run first yields the records of the steps it does not
+repeat, so whoever consumes the generator sees the same stream either way.
 
-The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds ``spike`` times the median of the
-last 64 norms; ten skips in a row stop the run. On SIGTERM the step in progress is finished and saved, then the
-process ends by that signal.
+The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
+``spike`` times the median of the last 64 norms; ten skips in a row stop the run. On SIGTERM the
+step in progress is finished and saved, then the process ends by that signal.
 
-chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the balance bias moves
-by 1e-4 after each optimizer step.
+chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the
+balance bias moves by 1e-4 after each optimizer step.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class TrainingDiverged(RuntimeError):
 class Step:
     """What one optimizer step did.
 
-    ``losses`` has the parts of the loss, ``total`` among them, as means over micro-batches; ``learning_rate`` is that of the
-    first parameter group; ``grad_norm`` is before clipping; ``tokens`` counts those seen so far; ``expert_load``
-    is how many tokens each expert got in this step, one row per MoE layer (empty for a model without experts).
+    ``losses`` has the parts of the loss, ``total`` among them, as means over micro-batches;
+    ``learning_rate`` is that of the first parameter group; ``grad_norm`` is before clipping;
+    ``tokens`` counts those seen so far; ``expert_load`` is how many tokens each expert got in
+    this step, one row per MoE layer (empty for a model without experts).
     """
 
     step: int
@@ -79,16 +81,21 @@ def fit(
     identity: str = "",
     description: str = "train",
 ) -> Iterator[Step]:
-    """Train for ``steps`` optimizer steps, resuming from ``checkpoint_dir`` if it holds a checkpoint.
+    """Train for ``steps`` optimizer steps; resume where ``checkpoint_dir`` holds a checkpoint.
 
     Args:
-        batch_at: tensors ``[B, ...]`` for a step; ``input_ids`` is among them. Called once per step.
-        loss_fn: a loss from ``(model, batch)``: a dataclass or named tuple of scalar tensors with a field ``total``.
+        batch_at: tensors ``[B, ...]`` for a step; ``input_ids`` is among them. Called once per
+            step.
+        loss_fn: a loss from ``(model, batch)``: a dataclass or named tuple of scalar tensors with
+            a field ``total``.
         schedule: factor on every group's peak learning rate, see :mod:`kexa.train.schedule`.
-        accumulate: micro-batches per step; the batch is split along ``B`` into that many equal parts.
-        clip, spike: largest gradient norm after clipping; ratio to the median norm at which an update is skipped.
+        accumulate: micro-batches per step; the batch is split along ``B`` into that many equal
+            parts.
+        clip, spike: largest gradient norm after clipping; ratio to the median norm at which an
+            update is skipped.
         balance_step: how far the router's balance bias moves per step; 0 turns it off.
-        checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see :mod:`kexa.train.checkpoint`.
+        checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see
+            :mod:`kexa.train.checkpoint`.
         description: label of the progress bar.
 
     Yields:
@@ -193,7 +200,7 @@ class _Trainer:
         size = len(batch["input_ids"])
         if size % self.accumulate:
             raise ValueError(
-                f"a batch of {size} sequences does not split into accumulate={self.accumulate} parts"
+                f"a batch of {size} sequences does not split into {self.accumulate} equal parts"
             )
         device = self.parameters[0].device
         sums: dict[str, float] = {}
@@ -215,8 +222,9 @@ class _Trainer:
         self.skips = self.skips + 1 if skip else 0
         if self.skips >= MAX_SKIPS:
             raise TrainingDiverged(
-                f"{MAX_SKIPS} updates in a row were skipped, the last at step {self.step} with loss {loss:.4g} and "
-                f"gradient norm {grad_norm:.4g} (usual: {usual:.4g}); lower the learning rate or inspect the data there"
+                f"{MAX_SKIPS} updates in a row were skipped, the last at step {self.step} with loss "
+                f"{loss:.4g} and gradient norm {grad_norm:.4g} (usual: {usual:.4g}); "
+                "lower the learning rate or inspect the data there"
             )
         return skip
 
@@ -241,7 +249,7 @@ class _Trainer:
 
 
 class _Sigterm:
-    """Holds SIGTERM back while inside and passes it on at the end. Outside the main thread it does nothing."""
+    """Holds SIGTERM back while inside and passes it on at the end; main thread only."""
 
     def __enter__(self):
         self.received = False

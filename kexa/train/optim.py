@@ -1,7 +1,8 @@
 """Muon for matrices and stacks of matrices, AdamW for the rest.
 
-Muon replaces a matrix's momentum by the nearest matrix with equal singular values (Keller Jordan et al.,
-2024), with the scale and decay of Moonlight (arXiv 2502.16982). For every matrix W of size [m, n]:
+Muon replaces a matrix's momentum by the nearest matrix with equal singular values (Keller Jordan
+et al., 2024), with the scale and decay of Moonlight (arXiv 2502.16982). For every matrix W of
+size [m, n]:
 
     M <- mu M + G                                momentum
     U  = G + mu M   (Nesterov)   or   M
@@ -9,15 +10,17 @@ Muon replaces a matrix's momentum by the nearest matrix with equal singular valu
     W <- W (1 - lr * decay) - lr * 0.2 * sqrt(max(m, n)) * O
 
 The factor 0.2 sqrt(max(m, n)) gives the update the root mean square of an AdamW update, so both
-optimizers share one learning rate. Newton-Schulz runs five steps X <- aX + (bA + cA^2) X with A = X X^T,
-which needs matrix products only; it ends with singular values between about 0.7 and 1.2, not at 1.
+optimizers share one learning rate. Newton-Schulz runs five steps X <- aX + (bA + cA^2) X with A =
+X X^T, which needs matrix products only; it ends with singular values between about 0.7 and 1.2,
+not at 1.
 
 reported: Muon in all stages (the report cites Moonlight).
-not reported: its hyper-parameters and what bypasses it. chosen: Moonlight's (mu = 0.95, Nesterov, decay
-0.1, AdamW with betas 0.9 and 0.95 for embedding, head and norms); the router also stays with AdamW,
-since its rows are one vector per expert rather than a map between feature spaces.
-chosen: a stack [E, m, n] is E matrices, and fused gate and up weights [E, 2F, D] are 2E: each is orthogonalised
-alone, as it would be unfused. Newton-Schulz runs in fp32 on CPU and in bf16 on GPU.
+not reported: its hyper-parameters and what bypasses it. chosen: Moonlight's (mu = 0.95, Nesterov,
+decay 0.1, AdamW with betas 0.9 and 0.95 for embedding, head and norms); the router also stays
+with AdamW, since its rows are one vector per expert rather than a map between feature spaces.
+chosen: a stack [E, m, n] is E matrices, and fused gate and up weights [E, 2F, D] are 2E: each is
+orthogonalised alone, as it would be unfused. Newton-Schulz runs in fp32 on CPU and in bf16 on
+GPU.
 """
 
 from __future__ import annotations
@@ -56,18 +59,12 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         parts: int = 1,
     ):
-        super().__init__(
-            params,
-            dict(
-                lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, parts=parts
-            ),
-        )
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, defaults | {"nesterov": nesterov, "parts": parts})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim < 2:
-                    raise ValueError(
-                        f"Muon takes matrices; a parameter of shape {tuple(p.shape)} belongs to AdamW"
-                    )
+                    raise ValueError(f"Muon takes matrices; give shape {tuple(p.shape)} to AdamW")
                 if p.shape[-2] % group["parts"]:
                     raise ValueError(
                         f"{tuple(p.shape)} does not split into {group['parts']} matrices along m"
@@ -118,7 +115,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(x_BMN: Tensor) -> Tensor:
     """Newton-Schulz on a batch of matrices: singular values go to about 1, singular vectors stay.
 
-    Returns a new tensor of the same shape, in the dtype it ran in: fp32 on CPU, bf16 on GPU, and fp64 for fp64.
+    Returns a new tensor of the same shape, in the dtype it ran in: fp32 on CPU, bf16 on GPU, and
+        fp64 for fp64.
     """
     a, b, c = NEWTON_SCHULZ
     tall = x_BMN.shape[-2] > x_BMN.shape[-1]
@@ -136,7 +134,7 @@ def orthogonalize(x_BMN: Tensor) -> Tensor:
 
 
 def role(name: str) -> str:
-    """Which optimizer a parameter of :class:`kexa.model.KexaForCausalLM` belongs to, from its name."""
+    """What a parameter of :class:`kexa.model.KexaForCausalLM` is to the optimizers, by name."""
     module = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
     if module in ("embed_tokens", "lm_head"):
         return module
@@ -151,9 +149,11 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
     """``[Muon, AdamW]`` over the trainable parameters of a model.
 
     Args:
-        config: has ``learning_rate`` and ``weight_decay``; :class:`kexa.config.PretrainConfig` is one.
+        config: has ``learning_rate`` and ``weight_decay``; :class:`kexa.config.PretrainConfig` is
+            one.
 
-    Norms do not decay. Matrices fused by rows are split by Muon; see :func:`grouping` for the table.
+    Norms do not decay. Matrices fused by rows are split by Muon; see :func:`grouping` for the
+    table.
     """
     roles: dict[str, list[Tensor]] = defaultdict(list)
     for name, p in model.named_parameters():
@@ -161,12 +161,12 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
             roles[role(name)].append(p)
     lr, decay = config.learning_rate, config.weight_decay
     muon = [
-        dict(params=roles[r], parts=parts)
+        {"params": roles[r], "parts": parts}
         for r, parts in (("matrix", 1), ("gate_up", 2))
         if roles[r]
     ]
     adam = [
-        dict(params=roles[r], weight_decay=0.0 if r == "norm" else decay)
+        {"params": roles[r], "weight_decay": 0.0 if r == "norm" else decay}
         for r in ("embed_tokens", "lm_head", "router", "norm")
         if roles[r]
     ]
@@ -179,7 +179,7 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
 
 
 def grouping(model: torch.nn.Module) -> str:
-    """A table of which parameters go where: one line per role, with tensors, matrices and parameters counted."""
+    """A table of which parameters go where: tensors, matrices and parameters of every role."""
     takes = {"matrix": "Muon", "gate_up": "Muon, two matrices per expert"}
     rows: dict[str, list[int]] = {}
     for name, p in model.named_parameters():

@@ -7,8 +7,9 @@
 with S steps in all, W = ceil(warmup_share * S) and D = ceil(decay_share * S).
 
 reported: WSD with linear warm-up; peak 3.0e-4.
-not reported: lengths and the shape of the decay. chosen: the two shares are config keys; the decay is
-1 - sqrt, which falls fast first. The ends are placed so that no step has a factor of exactly zero.
+not reported: lengths and the shape of the decay. chosen: the two shares are config keys; the
+decay is 1 - sqrt, which falls fast first. The ends are placed so that no step has a factor of
+exactly zero.
 
 A schedule is any ``Callable[[int], float]``: ``functools.partial(wsd, steps=..., ...)`` is one.
 """
@@ -31,7 +32,8 @@ def wsd(step: int, steps: int, warmup_share: float, decay_share: float) -> float
         raise ValueError(f"step {step} is outside 0..{steps - 1}")
     if min(warmup_share, decay_share) < 0 or warmup_share + decay_share > 1:
         raise ValueError(
-            f"warmup_share={warmup_share} and decay_share={decay_share} must be at least 0 and add up to at most 1"
+            f"warmup_share={warmup_share} and decay_share={decay_share}: "
+            "both must be at least 0 and their sum at most 1"
         )
     warmup = math.ceil(warmup_share * steps)
     decay = math.ceil(decay_share * steps)
