@@ -1,8 +1,10 @@
-"""The operations that decide the speed of the model: hybrid attention and the experts' grouped product.
+"""The operations that decide the speed of the model: hybrid attention and the experts' grouped
+product.
 
-Each operation is one function. Beside it live a reference that is meant to be read (``reference.py``, the
-specification the tests compare with), the path for CPUs in plain PyTorch and the Triton kernels
-(``triton.py``). Which one runs follows from the tensors, never from an option: see :func:`use_triton`.
+Each operation is one function. Beside it live a reference that is meant to be read
+(``reference.py``, the specification the tests compare with), the path for CPUs in plain PyTorch and
+the Triton kernels (``triton.py``). Which one runs follows from the tensors, never from an option:
+see :func:`use_triton`.
 
 Import order: this package knows nothing of the model; the model calls it.
 """

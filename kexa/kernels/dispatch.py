@@ -1,8 +1,9 @@
 """Which path an operation takes.
 
 Triton runs on CUDA tensors of the dtypes tensor cores take. fp64, which the parity tests use, and
-everything on a CPU takes the PyTorch path. ``TRITON_INTERPRET=1``, Triton's own switch, makes its kernels run on
-CPU tensors one program at a time: far too slow to train with, exactly right for testing them.
+everything on a CPU takes the PyTorch path. ``TRITON_INTERPRET=1``, Triton's own switch, makes its
+kernels run on CPU tensors one program at a time: far too slow to train with, exactly right for
+testing them.
 """
 
 from __future__ import annotations

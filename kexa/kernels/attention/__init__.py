@@ -1,13 +1,18 @@
 """Window and global attention with grouped queries and packed documents.
 
-Both are causal softmax attention with scale 1/sqrt(K); they differ in which keys a query at t may see:
+Both are causal softmax attention with scale 1/sqrt(K); they differ in which keys a query at t may
+see:
 
     window:  t - window < s <= t      global:  s <= t      and always  document(s) == document(t)
 
-reported: three window layers (128 keys) to one global layer, 64 query heads on 8 key/value heads of size 128.
-reported: RoPE on window layers only; it is applied before this point, so these functions know no positions.
-inferred: the window counts the query's own key (the public implementations agree on 128 keys, self included).
-chosen: padding is an ordinary document with a negative id, so every row sees at least itself and no row is NaN.
+reported: three window layers (128 keys) to one global layer, 64 query heads on 8 key/value heads of
+size 128.
+reported: RoPE on window layers only; it is applied before this point, so these functions know no
+positions.
+inferred: the window counts the query's own key (the public implementations agree on 128 keys, self
+included).
+chosen: padding is an ordinary document with a negative id, so every row sees at least itself and no
+row is NaN.
 
 Legend: B batch, T tokens, H query heads, G key/value heads (H a multiple of G), K head size.
 """
@@ -34,7 +39,8 @@ def window_attention(
     Args:
         q_BHTK, k_BGTK, v_BGTK: one floating dtype, one device; H is a multiple of G.
         window: keys a query sees, at least 1.
-        document_ids_BT: integers; tokens see only tokens with their own id. ``None``: one document per row.
+        document_ids_BT: integers; tokens see only tokens with their own id. ``None``: one document
+        per row.
 
     Returns:
         o_BHTK in q's dtype. Differentiable in q, k and v.
@@ -58,7 +64,10 @@ def global_attention(
     v_BGTK: torch.Tensor,
     document_ids_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention to every earlier key of the same document. Arguments as :func:`window_attention`."""
+    """Causal attention to every earlier key of the same document.
+
+    Arguments, result and errors as :func:`window_attention`.
+    """
     _check(q_BHTK, k_BGTK, v_BGTK, document_ids_BT)
     if _triton(q_BHTK):
         from kexa.kernels.attention.triton import attention
@@ -78,8 +87,8 @@ def _check(
     G = k.shape[1]
     if k.shape != v.shape or k.shape != (B, G, T, K) or H % G:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected [B, H, T, K] and twice "
-            "[B, G, T, K] with H a multiple of G"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected q [B, H, T, K], "
+            "k and v [B, G, T, K], H a multiple of G"
         )
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; cast them to one dtype")

@@ -2,7 +2,8 @@
 
     o[t] = sum_s softmax_s(q[t] . k[s] / sqrt(K)) v[s]   over the s that ``visible`` allows
 
-Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G query heads per key/value head, K head size.
+Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G query heads per key/value
+head, K head size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 def visible(
     tokens: int, window: int | None = None, document_ids_BT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``[B or 1, T, T]`` bool: may the query in row t see the key in column s? ``window=None``: global."""
+    """``[B or 1, T, T]`` bool: may the query in row t see the key in column s?
+
+    ``window=None`` is global attention.
+    """
     t = torch.arange(tokens)[:, None]
     s = torch.arange(tokens)[None, :]
     mask_TT = s <= t

@@ -1,9 +1,11 @@
-"""Grouped GEMM: every expert's matrix times the rows routed to it, whatever their number (dropless).
+"""Grouped GEMM: every expert's matrix times the rows routed to it, whatever their number
+(dropless).
 
     y[n] = w[e(n)] @ x[n]          e(n): the expert whose row range holds n
 
-Rows are sorted by expert; ``offsets_E[e]`` is the end of expert e's rows, so ranges may be empty, ragged or hold
-every row, and no row is dropped or padded. reported: dropless routing, 128 experts, 8 per token.
+Rows are sorted by expert; ``offsets_E[e]`` is the end of expert e's rows, so ranges may be empty,
+ragged or hold every row, and no row is dropped or padded. reported: dropless routing, 128 experts,
+8 per token.
 
 Legend: N rows (token-expert pairs), D input features, F output features, E experts.
 """
@@ -16,23 +18,23 @@ from kexa.kernels.dispatch import use_triton
 from kexa.kernels.grouped import reference
 
 
-def grouped_gemm(
-    x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tensor
-) -> torch.Tensor:
+def grouped_gemm(x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
     """Rows of ``x_ND`` times the transposed matrix of their expert.
 
     Args:
         x_ND: rows sorted by expert, floating dtype.
         w_EFD: one ``[F, D]`` matrix per expert, same dtype and device.
-        offsets_E: int32 cumulative ends, non-decreasing; the last must be N. It stays on the device: on a GPU it is
+        offsets_E: int32 cumulative ends, non-decreasing; the last must be N. It stays on the
+        device: on a GPU it is
             never read by the host, so a wrong value is not noticed there.
 
     Returns:
-        y_NF in x's dtype, accumulated in fp32 or better. Differentiable in x and w; an expert without rows gets a
-        zero gradient.
+        y_NF in x's dtype, accumulated in fp32 or better. Differentiable in x and w; an expert
+        without rows gets a zero gradient.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together; on a CPU also offsets that do not end at N.
+        ValueError: shapes or dtypes that do not fit together; on a CPU also offsets that do not end
+        at N.
     """
     if x_ND.dim() != 2 or w_EFD.dim() != 3 or x_ND.shape[1] != w_EFD.shape[2]:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Grouped GEMM as a loop over experts: the specification, and the path CPUs take.
 
-chosen: the weights are unbound once. Indexing ``w[e]`` in the loop would make autograd zero-fill the gradient of the
-whole stack for each expert (measured 25-50 times slower with 128 experts). ``F.grouped_mm`` is at most 10% faster here
-and takes neither fp64 nor broadcast gradients.
+chosen: the weights are unbound once. Indexing ``w[e]`` in the loop would make autograd zero-fill
+the gradient of the whole stack for each expert (measured 25-50 times slower with 128 experts).
+``F.grouped_mm`` is at most 10% faster here and takes neither fp64 nor broadcast gradients.
 
 Legend: N rows, D input features, F output features, E experts.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 
 
-def grouped_gemm(
-    x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tensor
-) -> torch.Tensor:
+def grouped_gemm(x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
     """See :func:`kexa.kernels.grouped_gemm`."""
     ends = offsets_E.tolist()
     sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     if min(sizes) < 0 or ends[-1] != len(x_ND):
-        raise ValueError(f"offsets {ends} must not decrease and must end at the {len(x_ND)} rows of x")
+        raise ValueError(
+            f"offsets {ends} must not decrease and must end at the {len(x_ND)} rows of x"
+        )
     rows = x_ND.split(sizes)
     return torch.cat([x @ w.T for x, w in zip(rows, w_EFD.unbind(), strict=True)])
