@@ -1,20 +1,20 @@
 """The chat format: one Jinja template, one renderer, token ids with a loss mask, and the way back.
 
-reported: a turn is role tag, newline, content, ``<|endofturn|>``, newline. Tools are declared first, one JSON
-object a line. An assistant turn opens with a think block; reasoning is kept only after the last user message,
-earlier turns get the empty block. Tool calls are JSON in ``<tool_call>``; consecutive tool results share one
-``<|tool|>`` turn. The generation prompt ends inside an open think block, or after an empty one with thinking
-off. chosen (not published): content is trimmed where it meets a think block, a newline separates content from
-tool calls, a message's reasoning is its ``reasoning_content``.
-
-The loss mask is written into the template with the ``{% generation %}`` tag that ``transformers`` understands
-too: it covers exactly what the model has to produce, the closing ``<|endofturn|>`` included, and not the parts
-a generation prompt supplies.
-
-Markup and content are kept apart. Every ``{{ expression }}`` of the template is content, everything else is
-markup, and only markup can become special tokens: a user who types ``<|endofturn|>`` gets its characters. A
-tokenizer applied to the rendered string (the stock path) gives the same ids whenever no content spells a
-special token.
+reported: a turn is role tag, newline, content, ``<|endofturn|>``, newline. Tools are declared
+first, one JSON object a line. An assistant turn opens with a think block; reasoning is kept only
+after the last user message, earlier turns get the empty block. Tool calls are JSON in
+``<tool_call>``; consecutive tool results share one ``<|tool|>`` turn. The generation prompt ends
+inside an open think block, or after an empty one with thinking off. chosen (not published): content
+is trimmed where it meets a think block, a newline separates content from tool calls, a message's
+reasoning is its ``reasoning_content``.
+ The loss mask is written into the template with the ``{% generation %}`` tag that ``transformers``
+understands
+too: it covers exactly what the model has to produce, the closing ``<|endofturn|>`` included, and
+not the parts a generation prompt supplies.
+ Markup and content are kept apart. Every ``{{ expression }}`` of the template is content,
+everything else is markup, and only markup can become special tokens: a user who types
+``<|endofturn|>`` gets its characters. A tokenizer applied to the rendered string (the stock path)
+gives the same ids whenever no content spells a special token.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ if function.arguments is string else function.arguments | tojson }}}</tool_call>
 {% endif %}
 """
 
-MARKUP = ("<|system|>", "<|user|>", "<|assistant|>", "<|endofturn|>", "<|tool_declare|>", "<|tool|>",
-          "<think>", "</think>", "<tool>", "</tool>", "<tool_call>", "</tool_call>",
-          "<tool_result>", "</tool_result>")  # fmt: skip
+MARKUP = (
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|endofturn|>", "<|tool_declare|>", "<|tool|>"),
+    *("<think>", "</think>", "<tool>", "</tool>", "<tool_call>", "</tool_call>"),
+    *("<tool_result>", "</tool_result>"),
+)
 
-# In the rendered skeleton content is a numbered slot; these three characters cannot come from content.
+# In the rendered skeleton content is a numbered slot, so content cannot bring in these characters.
 _SLOT, _OPEN, _CLOSE = "\0", "\1", "\2"
 _PIECE = re.compile(f"{_SLOT}\\d+{_SLOT}|{_OPEN}|{_CLOSE}|" + "|".join(map(re.escape, MARKUP)))
 
@@ -123,9 +125,9 @@ def render_chat(
     """The conversation as text, for people. Models read :func:`encode_chat`.
 
     Args:
-        messages: dicts with ``role`` (system, user, assistant or tool) and ``content``; assistant messages
-            may have ``reasoning_content`` and ``tool_calls`` (``{"name", "arguments"}``, bare or under
-            ``"function"``).
+        messages: dicts with ``role`` (system, user, assistant or tool) and ``content``; assistant
+            messages may have ``reasoning_content`` and ``tool_calls`` (``{"name", "arguments"}``,
+            bare or under ``"function"``).
         tools: one JSON-serialisable description per tool.
         add_generation_prompt: end with the opening of an assistant turn.
         enable_thinking: whether that opening leaves the think block open.
@@ -133,7 +135,9 @@ def render_chat(
     Raises:
         jinja2.TemplateError: a message has an unknown role.
     """
-    return "".join(text for text, _, _ in _pieces(messages, tools, add_generation_prompt, enable_thinking))
+    return "".join(
+        text for text, _, _ in _pieces(messages, tools, add_generation_prompt, enable_thinking)
+    )
 
 
 def encode_chat(
@@ -145,8 +149,9 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation and, for each, whether the model has to produce it.
 
-    Arguments are those of :func:`render_chat`. The ids with ``add_generation_prompt`` are a prefix of the ids
-    of the same conversation with the reply appended, and that reply's mask begins where the prefix ends.
+    Arguments are those of :func:`render_chat`. The ids with ``add_generation_prompt`` are a prefix
+    of the ids of the same conversation with the reply appended, and that reply's mask begins where
+    the prefix ends.
 
     Raises:
         ValueError: the tokenizer lacks one of the template's special tokens.
@@ -169,18 +174,21 @@ def encode_chat(
     return ids, mask
 
 
-def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int], enable_thinking: bool = True) -> dict[str, Any]:
+def parse_reply(
+    tokenizer: Tokenizer, tokens: Sequence[int], enable_thinking: bool = True
+) -> dict[str, Any]:
     """Generated tokens as an assistant message.
 
-    Works on ids, so text that merely looks like markup stays text. A think block that is never closed leaves
-    ``content`` empty; a tool call that is not a JSON object with ``name`` and ``arguments`` stays in
-    ``content``, where it can be seen.
+    Works on ids, so text that merely looks like markup stays text. A think block that is never
+    closed leaves ``content`` empty; a tool call that is not a JSON object with ``name`` and
+    ``arguments`` stays in ``content``, where it can be seen.
 
     Returns:
         ``{"role", "content"}``, plus ``reasoning_content`` and ``tool_calls`` where there are any.
     """
     end, close, open_call, close_call = (
-        _markup_id(tokenizer, text) for text in ("<|endofturn|>", "</think>", "<tool_call>", "</tool_call>")
+        _markup_id(tokenizer, text)
+        for text in ("<|endofturn|>", "</think>", "<tool_call>", "</tool_call>")
     )
     tokens = list(tokens)
     if end in tokens:
@@ -209,7 +217,10 @@ def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int], enable_thinking: bo
 
 
 def _pieces(
-    messages: Sequence[Message], tools: Sequence[Mapping] | None, add_generation_prompt: bool, thinking: bool
+    messages: Sequence[Message],
+    tools: Sequence[Mapping] | None,
+    add_generation_prompt: bool,
+    thinking: bool,
 ) -> Iterator[tuple[str, bool, bool]]:
     """Yield (text, is it markup, is it produced by the model) in order."""
     slots: list[str] = []
@@ -237,9 +248,9 @@ def _pieces(
 
 
 class _Generation(ext.Extension):
-    """``{% generation %} ... {% endgeneration %}``: brackets its body with the two mask characters."""
+    """``{% generation %} ... {% endgeneration %}``: brackets its body with the mask characters."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})
 
     def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -278,7 +289,9 @@ def _markup_id(tokenizer: Tokenizer, text: str) -> int:
 
 def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
     before = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True  # special tokens in the text are split like any other text
+    tokenizer.encode_special_tokens = (
+        True  # special tokens in the text are split like any other text
+    )
     try:
         return tokenizer.encode(text, add_special_tokens=False).ids
     finally:
@@ -294,6 +307,10 @@ def _tool_call(text: str) -> dict[str, Any] | None:
         call = json.loads(text)
     except json.JSONDecodeError:
         return None
-    if isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict):
+    if (
+        isinstance(call, dict)
+        and isinstance(call.get("name"), str)
+        and isinstance(call.get("arguments"), dict)
+    ):
         return {"name": call["name"], "arguments": call["arguments"]}
     return None
