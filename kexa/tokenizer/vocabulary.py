@@ -1,0 +1,148 @@
+"""What the vocabulary is made of: special tokens, split patterns, and how many ids each part gets.
+
+A split pattern cuts text into pre-tokens; no token ever crosses a cut. Two patterns differ in one place only:
+
+* ``WORDS`` (stage 1) ends a pre-token after each word: subwords are learned inside words.
+* ``PHRASES`` (stage 2 and the exported tokenizer) lets words joined by single spaces stay together, so a
+  token may span several words. Line breaks, digits (always alone) and punctuation still cut, which makes the
+  colon a barrier too: ``Name: value`` can never become one token.
+
+reported: the pattern was revised for superword boundaries, line breaks and multilingual Unicode.
+inferred: its alternatives, from the public ports of the tokenizer; written here without nested repetition.
+inferred: the baseline pattern, GPT-2's with digits cut one at a time, as the public ports of EXAONE 3-4 use.
+
+Ids: 0-127 special tokens, 128-383 the bytes, then the kept baseline tokens, the new subwords and, last, the
+superwords (English, Korean, multilingual). Ids rise with merge rank, so each part is one range of ids.
+
+reported: ids 0, 1, 50-55, 66-68, 73, 74. chosen: the ids of the other named tokens, whose names alone are
+published, and a block of 128 that keeps room for more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kexa.config import TokenizerConfig
+
+NAMED_TOKENS: dict[int, str] = {
+    0: "[PAD]",
+    1: "[BOS]",
+    50: "<|system|>",
+    51: "<|user|>",
+    52: "<|assistant|>",
+    53: "<|endofturn|>",
+    54: "<think>",
+    55: "</think>",
+    56: "<|tool|>",
+    57: "<|tool_declare|>",
+    58: "<tool>",
+    59: "</tool>",
+    60: "<tool_call>",
+    61: "</tool_call>",
+    62: "<tool_result>",
+    63: "</tool_result>",
+    66: "<|vision_pad|>",
+    67: "<|image_pad|>",
+    68: "<|video_pad|>",
+    69: "<|fim_prefix|>",
+    70: "<|fim_middle|>",
+    71: "<|fim_suffix|>",
+    73: "<vision>",
+    74: "</vision>",
+    75: "PI:EMAIL",
+    76: "PI:PHONE_NUM",
+}
+SPECIAL_TOKENS: tuple[str, ...] = tuple(NAMED_TOKENS.get(i, f"<|reserved_{i}|>") for i in range(128))
+PAD, BOS, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[1], SPECIAL_TOKENS[53]
+NUM_BYTES = 256
+
+_WORD = r"\p{L}[\p{L}\p{M}]*"
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{{L}}\p{{N}}]?{core}"
+    r"|\p{{N}}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?"
+    r"|\s*[\r\n]"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
+WORDS = _PATTERN.format(core=_WORD)
+PHRASES = _PATTERN.format(core=f"{_WORD}(?: {_WORD})*")
+BASELINE_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+BASELINE_CATEGORIES = ("en", "ko", "es", "code")  # reported: EXAONE 4.0 is Korean, English, Spanish
+NEW_CATEGORIES = ("de", "ja", "vi", "stem", "code")  # reported: where the freed and the new room goes
+SUPERWORD_GROUPS = {"en": ("en",), "ko": ("ko",), "multilingual": ("es", "de", "ja", "vi")}
+CATEGORIES = ("en", "ko", "es", "de", "ja", "vi", "code", "stem")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Number of ids of each part; they add up to the vocabulary size."""
+
+    special: int
+    bytes: int
+    kept: int  # merges taken over from the baseline
+    new: int  # subwords learned for the new languages, STEM and code
+    superwords: dict[str, int]  # by group, in id order
+
+    @property
+    def total(self) -> int:
+        return self.special + self.bytes + self.kept + self.new + sum(self.superwords.values())
+
+    def ranges(self) -> dict[str, range]:
+        """The ids of each part; superword groups are named ``superwords en`` and so on."""
+        sizes = {"special": self.special, "bytes": self.bytes, "kept": self.kept, "new": self.new}
+        sizes |= {f"superwords {group}": n for group, n in self.superwords.items()}
+        ranges, start = {}, 0
+        for name, size in sizes.items():
+            ranges[name] = range(start, start + size)
+            start += size
+        return ranges
+
+
+def baseline_size(config: TokenizerConfig) -> int:
+    """Size of the baseline vocabulary, special tokens and bytes included."""
+    return round(config.vocab_size * config.baseline_ratio)
+
+
+def budget(config: TokenizerConfig, groups: tuple[str, ...] = tuple(SUPERWORD_GROUPS)) -> Budget:
+    """Divide ``config.vocab_size``.
+
+    ``kept_share`` is a share of the whole baseline vocabulary (chosen: special tokens and bytes count as kept).
+    The superwords of ``groups`` are divided by ``superword_split`` with the largest remainders rounded up.
+
+    Raises:
+        ValueError: the shares leave no room for some part.
+    """
+    fixed = len(SPECIAL_TOKENS) + NUM_BYTES
+    kept = round(baseline_size(config) * config.kept_share) - fixed
+    superwords = round(config.vocab_size * config.superword_share)
+    new = config.vocab_size - fixed - kept - superwords
+    if min(kept, new, superwords) < 1:
+        raise ValueError(
+            f"vocab_size={config.vocab_size} leaves {kept} ids for kept tokens, {new} for new subwords and "
+            f"{superwords} for superwords beside {fixed} special tokens and bytes; each needs at least 1: "
+            f"raise vocab_size or change the shares"
+        )
+    missing = [g for g in groups if config.superword_split.get(g, 0.0) <= 0.0]
+    if missing or set(config.superword_split) - set(SUPERWORD_GROUPS):
+        raise ValueError(
+            f"superword_split={config.superword_split} needs a positive share for each of "
+            f"{', '.join(SUPERWORD_GROUPS)} and nothing else"
+        )
+    shares = {g: config.superword_split[g] for g in groups}
+    return Budget(len(SPECIAL_TOKENS), NUM_BYTES, kept, new, apportion(superwords, shares))
+
+
+def apportion(total: int, shares: dict[str, float]) -> dict[str, int]:
+    """Divide ``total`` by ``shares`` into whole numbers that add up; largest remainders are rounded up.
+
+    Example: ``apportion(10, {"a": 1, "b": 2})`` is ``{"a": 3, "b": 7}``.
+    """
+    exact = {name: total * share / sum(shares.values()) for name, share in shares.items()}
+    parts = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: parts[name] - exact[name])
+    for name in by_remainder[: total - sum(parts.values())]:
+        parts[name] += 1
+    return parts
