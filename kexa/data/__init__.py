@@ -1,0 +1,16 @@
+"""Text in: sources with cards, filters, the split corpus, packed batches, synthetic documents."""
+
+from kexa.data.corpus import CATEGORIES, Corpus, Document, load_corpus
+from kexa.data.packing import Mixture, TokenizedDocuments, encode
+from kexa.data.sources import SourceError
+
+__all__ = [
+    "CATEGORIES",
+    "Corpus",
+    "Document",
+    "Mixture",
+    "SourceError",
+    "TokenizedDocuments",
+    "encode",
+    "load_corpus",
+]
