@@ -1,0 +1,106 @@
+"""Grouped-query attention of the hybrid stack: window layers with RoPE, global layers without.
+
+For a query at position t of a document, with keys of the same document only:
+
+    window layer   sees t - window < s <= t (its own key counts, so ``window`` keys), with RoPE
+    global layer   sees s <= t, no position encoding (NoPE)
+
+Queries and keys are RMS-normed per head, one weight vector shared by all heads, before RoPE (reported).
+RoPE turns the two halves of a head against each other. It depends on distances only, so positions are
+counted along the row and need no restart at a document boundary or after left padding.
+
+``use_qk_norm`` and ``rope_layers`` of the config switch these choices off for ablations.
+
+Legend: B rows, T tokens, D hidden size, H query heads, G key-value heads, K head size, S cached slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kexa.config import ModelConfig
+from kexa.model.cache import LayerCache, Step
+from kexa.model.linear import Linear, RMSNorm
+
+
+@dataclass
+class Context:
+    """What all layers of one forward call share."""
+
+    cos_TK: Tensor  # [T, K], or [B, 1, T, K] when rows stand at different positions
+    sin_TK: Tensor
+    document_ids_BT: Tensor | None
+    step: Step | None  # None without a cache
+
+
+def rope_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of ``position * theta^(-2i/K)``, ``[..., K]`` with both halves equal; angles in fp32."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
+    angle = positions[..., None].float() * (1.0 / theta**exponent)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE to ``x [..., T, K]``: halves (a, b) become (a cos - b sin, b cos + a sin)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """One attention layer; ``layer_type`` is ``"sliding_attention"`` or ``"full_attention"``."""
+
+    def __init__(self, config: ModelConfig, layer_type: str):
+        super().__init__()
+        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.head_dim = size
+        self.window = config.sliding_window if layer_type == "sliding_attention" else None
+        self.use_rope = config.rope_layers == "all" or (
+            config.rope_layers == "sliding" and self.window is not None
+        )
+        self.q_proj = Linear(config.hidden_size, heads * size)
+        self.k_proj = Linear(config.hidden_size, kv_heads * size)
+        self.v_proj = Linear(config.hidden_size, kv_heads * size)
+        self.o_proj = Linear(heads * size, config.hidden_size)
+        norm = (lambda: RMSNorm(size, config.rms_norm_eps)) if config.use_qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        q_BHTK = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
+        k_BGTK = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
+        v_BGTK = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        if self.use_rope:
+            q_BHTK = rotate(q_BHTK, context.cos_TK, context.sin_TK)
+            k_BGTK = rotate(k_BGTK, context.cos_TK, context.sin_TK)
+        mask = None
+        if cache is not None:
+            k_BGSK, v_BGSK, mask = cache.update(k_BGTK, v_BGTK, context.step)
+        if mask is not None:
+            out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask)
+        else:
+            out_BHTK = self._attend_own(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
+        return self.o_proj(out_BHTK.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
+
+    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor, document_ids_BT: Tensor | None) -> Tensor:
+        t_T = torch.arange(q.shape[2], device=q.device)
+        mask = t_T[:, None] >= t_T
+        if self.window is not None:
+            mask = mask & (t_T[:, None] - t_T < self.window)
+        mask = mask[None, None]
+        if document_ids_BT is not None:
+            mask = mask & (document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :])
+        return attend(q, k, v, mask.expand(len(q), 1, -1, -1))
+
+
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) -> Tensor:
+    """Attention under an explicit mask; query heads of one group are folded into the query axis."""
+    batch, heads, length, size = q_BHTK.shape
+    groups = k_BGSK.shape[1]
+    q_BGTK = q_BHTK.reshape(batch, groups, heads // groups * length, size)
+    mask = mask_B1TS.repeat(1, 1, heads // groups, 1)
+    return F.scaled_dot_product_attention(q_BGTK, k_BGSK, v_BGSK, attn_mask=mask).reshape(q_BHTK.shape)

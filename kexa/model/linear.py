@@ -1,0 +1,61 @@
+"""The layers that act on one token at a time: linear map, RMSNorm, SwiGLU.
+
+Every matrix product of a dense layer goes through :class:`Linear`, whose ``matmul`` a numerics policy
+replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. Nothing has a bias
+(reported).
+
+RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's dtype
+and the result is rounded to that dtype before ``w`` is applied, as in the published implementation, so
+that logits agree with it to the last bits in every dtype.
+
+Legend: D hidden size, F inner size of a feed-forward block; ``...`` any leading axes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """``y = matmul(x, weight)`` without a bias; ``matmul(x, w)`` defaults to ``F.linear``."""
+
+    matmul = staticmethod(F.linear)
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Left to the model's one table of initial values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matmul(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, statistics in fp32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))``: the dense feed-forward block and the shared expert."""
+
+    def __init__(self, hidden_size: int, inner_size: int):
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, inner_size)
+        self.up_proj = Linear(hidden_size, inner_size)
+        self.down_proj = Linear(inner_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,156 @@
+"""Sparse mixture of experts with bias-balanced sigmoid routing.
+
+For a token u with router rows e_i and correction bias b (reported: 128 experts, 8 used, one shared):
+
+    s_i = sigmoid(u . e_i)                                      in fp32
+    chosen = the K largest of s_i + b_i                         b decides selection only
+    g_i = scale * s_i / (sum of s over chosen + 1e-20)          weights come from the unbiased scores
+    y   = sum of g_i E_i(u) over chosen + E_shared(u)           the shared expert has no gate and no scale
+
+With ``n_group > 1`` only experts of the ``topk_group`` best groups can be chosen; a group's score is the
+sum of its two largest biased scores. Routing is dropless: every chosen pair of token and expert is computed.
+
+Two balancing rules, both applied all through training (reported strengths: 1e-4 each):
+
+    bias      b_i += step * sign(mean load - load_i)            once per optimizer step, no gradient
+    balance   sum over i of f_i P_i per sequence, averaged      f_i = N / (K T) * #(tokens with i in their
+                                                                unbiased top K), P_i = mean of s_i / sum_j s_j
+
+As printed, f counts the top K of the *unbiased* scores. A sequence is one row of the batch; padding is
+left out of both (chosen).
+
+Legend: B rows, T tokens, N = B * T tokens, D hidden size, E experts, K experts per token, F expert inner
+size, P = N * K pairs of token and expert, sorted by expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kexa.config import ModelConfig
+from kexa.model.linear import SwiGLU
+
+
+class Router(nn.Module):
+    """The expert centroids. Not a :class:`Linear`: its product stays in fp32 under every numerics policy."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return F.linear(x_ND.float(), self.weight.float()).sigmoid()
+
+
+class Experts(nn.Module):
+    """The routed experts, stacked: ``gate_up_proj [E, 2F, D]`` (gate rows first) and ``down_proj [E, D, F]``."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        experts, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
+
+    def forward(self, x_PD: Tensor, offsets_E: Tensor, grouped_gemm: Callable) -> Tensor:
+        gate_PF, up_PF = grouped_gemm(x_PD, self.gate_up_proj, offsets_E).chunk(2, dim=-1)
+        return grouped_gemm(F.silu(gate_PF) * up_PF, self.down_proj, offsets_E)
+
+
+def _grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
+    counts = torch.diff(offsets_E, prepend=offsets_E.new_zeros(1)).tolist()
+    return torch.cat([x @ w.T for x, w in zip(x_ND.split(counts), w_EFD.unbind(), strict=True)])
+
+
+class SparseMoE(nn.Module):
+    """Router, routed experts and shared expert of one layer.
+
+    ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's matrix; a
+    numerics policy may replace it. ``load_E`` counts the tokens each expert got in training forwards since
+    the last bias update. ``balance`` is the sequence-level loss of the last training forward.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.top_k, self.n_group, self.topk_group = (
+            config.num_experts_per_tok,
+            config.n_group,
+            config.topk_group,
+        )
+        self.normalise, self.scale = config.norm_topk_prob, config.routed_scaling_factor
+        self.grouped_gemm: Callable[[Tensor, Tensor, Tensor], Tensor] = _grouped_gemm
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = SwiGLU(
+            config.hidden_size, config.moe_intermediate_size * config.num_shared_experts
+        )
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
+        self.register_buffer("load_E", torch.zeros(config.num_experts), persistent=False)
+        self.balance: Tensor | None = None
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> SparseMoE:
+        """Move with the model, but stay fp32: a bias step of 1e-4 is lost in bf16."""
+        kept = {name: getattr(self, name) for name in ("e_score_correction_bias", "load_E")}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:
+                setattr(self, name, before.to(after.device) if not before.is_meta else after.float())
+        return self
+
+    def forward(self, x_BTD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """Mix the experts; ``weight_BT`` is 0 at padding, which neither loads nor balance count."""
+        x_ND = x_BTD.flatten(0, 1)
+        scores_NE = self.gate(x_ND)
+        chosen_NK = self.select(scores_NE.detach())
+        gates_NK = scores_NE.gather(1, chosen_NK)
+        if self.normalise:
+            gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)
+        gates_NK = gates_NK * self.scale
+
+        expert_P = chosen_NK.flatten()
+        order_P = expert_P.argsort(stable=True)
+        hits_NE = torch.zeros_like(scores_NE, requires_grad=False).scatter_(1, chosen_NK, 1.0)
+        offsets_E = hits_NE.sum(0).cumsum(0).to(torch.int32)
+        pairs_PD = x_ND[order_P // self.top_k]
+        out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
+        back_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
+        out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
+        mixed_ND = torch.einsum("nk,nkd->nd", gates_NK.to(out_NKD.dtype), out_NKD)
+        if self.training:
+            self._count(scores_NE, hits_NE, weight_BT, x_BTD.shape[:2])
+        return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
+
+    def select(self, scores_NE: Tensor) -> Tensor:
+        """The experts of each token: top K of biased scores within the best groups."""
+        biased_NE = scores_NE + self.e_score_correction_bias
+        if self.n_group > 1:
+            grouped = biased_NE.unflatten(1, (self.n_group, -1))
+            group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+            best = group_score.topk(self.topk_group, dim=-1).indices
+            kept = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, best, True)
+            biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        return biased_NE.topk(self.top_k, dim=-1).indices
+
+    def _count(self, scores_NE: Tensor, hits_NE: Tensor, weight_BT: Tensor | None, shape: torch.Size) -> None:
+        scores_BTE, hits_BTE = scores_NE.unflatten(0, shape), hits_NE.unflatten(0, shape)
+        top_BTK = scores_BTE.detach().topk(self.top_k, dim=-1).indices
+        top_BTE = torch.zeros_like(hits_BTE).scatter_(2, top_BTK, 1.0)
+        share_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
+        if weight_BT is None:
+            tokens_B1 = float(shape[1])
+        else:
+            weight_BT1 = weight_BT[..., None].to(hits_BTE.dtype)
+            hits_BTE, top_BTE, share_BTE = hits_BTE * weight_BT1, top_BTE * weight_BT1, share_BTE * weight_BT1
+            tokens_B1 = weight_BT1.sum(1).clamp(min=1.0)
+        self.load_E += hits_BTE.sum((0, 1))
+        f_BE = top_BTE.sum(1) * scores_NE.shape[1] / (self.top_k * tokens_B1)
+        self.balance = (f_BE * share_BTE.sum(1) / tokens_B1).sum(-1).mean()
+
+    def update_bias(self, step: float) -> None:
+        """``b += step * sign(mean load - load)``, then clear the counts."""
+        self.e_score_correction_bias += step * torch.sign(self.load_E.mean() - self.load_E)
+        self.load_E.zero_()

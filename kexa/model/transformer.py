@@ -1,0 +1,261 @@
+"""The decoder: pre-norm blocks of hybrid attention and (mostly sparse) feed-forward, untied head, MTP.
+
+    x += Attention(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = lm_head(RMSNorm(x))        (reported)
+
+The first ``first_k_dense_replace`` layers have a dense SwiGLU, all others a mixture of experts. What
+training minimises is
+
+    total = next_token + mtp_weight * mtp + balance_weight * balance
+
+with mean cross-entropies in nats over the counted targets and ``balance`` summed over the sparse layers.
+Documents packed into one row never see each other and nothing is predicted across a boundary; a negative
+document id marks padding. Initial values (inferred from ``initializer_range``): every matrix, router and
+embedding normal with that deviation, norms one, correction bias zero.
+
+Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kexa.config import ModelConfig
+from kexa.model.attention import Attention, Context, rope_table
+from kexa.model.cache import Cache, LayerCache, Step
+from kexa.model.linear import Linear, RMSNorm, SwiGLU
+from kexa.model.moe import SparseMoE
+from kexa.model.mtp import MTPBlock
+
+
+class Loss(NamedTuple):
+    """Scalars of one batch: ``total`` is minimised, the others are its unweighted parts."""
+
+    total: Tensor
+    next_token: Tensor
+    mtp: Tensor
+    balance: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Layer ``index`` of the main model."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, config.layer_types[index])
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.is_sparse = index >= config.first_k_dense_replace
+        self.mlp = SparseMoE(config) if self.is_sparse else SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self, x_BTD: Tensor, context: Context, weight_BT: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
+        normed_BTD = self.post_attention_layernorm(x_BTD)
+        return x_BTD + (self.mlp(normed_BTD, weight_BT) if self.is_sparse else self.mlp(normed_BTD))
+
+
+class Decoder(nn.Module):
+    """Everything named ``model.*`` in a checkpoint."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class KexaForCausalLM(nn.Module):
+    """K-EXAONE as a language model; parameter names are those of the published checkpoint.
+
+    Experts are the exception: they are stacked per layer (see :class:`kexa.model.moe.Experts`).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.mtp = MTPBlock(config) if config.num_nextn_predict_layers else None
+        initialise(self)
+
+    @property
+    def moe_layers(self) -> list[SparseMoE]:
+        """The sparse layers, first to last."""
+        return [layer.mlp for layer in self.model.layers if layer.is_sparse]
+
+    def forward(
+        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Logits [B, T, V] in the model's dtype.
+
+        Args:
+            input_ids_BT: token ids, int64.
+            document_ids_BT: int64; equal ids along a row are one document, negative ids are padding.
+                With a cache, only on its first call and only to mark left padding.
+            cache: from :meth:`new_cache`; the call continues what the cache holds.
+
+        Raises:
+            ValueError: wrong shape, token id outside the vocabulary, more than
+                ``max_position_embeddings`` tokens.
+        """
+        return self.lm_head(self.hidden_states(input_ids_BT, document_ids_BT, cache))
+
+    def hidden_states(
+        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """What the head reads: hidden states after the final norm [B, T, D]. Arguments as :meth:`forward`."""
+        self._check(input_ids_BT, document_ids_BT, cache)
+        return self.decode(input_ids_BT, document_ids_BT, cache)
+
+    def decode(
+        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """:meth:`hidden_states` without checking the arguments: one step of a decoding loop."""
+        x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
+        step = cache and cache.begin(*input_ids_BT.shape, _left_padding(document_ids_BT))
+        context = self._context(x_BTD, document_ids_BT, step)
+        weight_BT = None if document_ids_BT is None else document_ids_BT >= 0
+        for i, layer in enumerate(self.model.layers):
+            x_BTD = layer(x_BTD, context, weight_BT, cache and cache.layers[i])
+        return self.model.norm(x_BTD)
+
+    def mtp_hidden_states(
+        self,
+        next_ids_BT: Tensor,
+        hidden_BTD: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The MTP block's normed output [B, T, D]: at t it reads ``hidden_BTD[:, t]`` and the token at t + 1,
+        ``next_ids_BT[:, t]``; ``lm_head`` of it predicts the token at t + 2."""
+        step = cache and cache.begin(*next_ids_BT.shape, _left_padding(document_ids_BT))
+        context = self._context(hidden_BTD, document_ids_BT, step)
+        embedding_BTD = F.embedding(next_ids_BT, self.model.embed_tokens.weight)
+        return self.mtp(embedding_BTD, hidden_BTD, context, cache and cache.layers[0])
+
+    def loss(
+        self,
+        input_ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        loss_mask_BT: Tensor | None = None,
+        mtp_weight: float = 0.05,
+        balance_weight: float = 1e-4,
+    ) -> Loss:
+        """Training loss of a batch, in nats per counted target.
+
+        Args:
+            input_ids_BT: token ids, int64.
+            document_ids_BT: see :meth:`forward`.
+            loss_mask_BT: bool; a token counts as a *target* only where it is true.
+            mtp_weight: reported 0.05. Without an MTP block, ``mtp`` is zero.
+            balance_weight: reported 1e-4. ``balance`` is zero in evaluation mode.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        hidden_BTD = self.hidden_states(input_ids_BT, document_ids_BT)
+        next_token = self._cross_entropy(hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1)
+        mtp = balance = next_token.new_zeros(())
+        if self.training:
+            balance = sum((layer.balance for layer in self.moe_layers), start=balance)
+        if self.mtp is not None and input_ids_BT.shape[1] > 1:
+            documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
+            ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
+            mtp = self._cross_entropy(ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=2)
+        return Loss(next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance)
+
+    def expert_load(self) -> Tensor:
+        """Tokens per expert [L, E] counted in training forwards since the last bias update."""
+        return torch.stack([layer.load_E for layer in self.moe_layers])
+
+    @torch.no_grad()
+    def update_balance_bias(self, step: float = 1e-4) -> None:
+        """``b += step * sign(mean load - load)`` in every sparse layer, then clear the counts (reported: 1e-4)."""
+        for layer in self.moe_layers:
+            layer.update_bias(step)
+
+    def new_cache(self, batch_size: int, chunk: int = 8) -> Cache:
+        """An empty cache for the main model."""
+        device = self.lm_head.weight.device
+        return Cache(self.config.layer_types, self.config.sliding_window, batch_size, chunk, device)
+
+    def new_mtp_cache(self, batch_size: int, chunk: int = 8) -> Cache:
+        """An empty cache for the MTP block."""
+        device = self.lm_head.weight.device
+        return Cache(("full_attention",), self.config.sliding_window, batch_size, chunk, device)
+
+    def _context(self, x_BTD: Tensor, document_ids_BT: Tensor | None, step: Step | None) -> Context:
+        if step is None:
+            positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+        else:
+            positions = step.positions_BT[:, None]
+        cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
+        return Context(cos, sin, document_ids_BT, step)
+
+    def _cross_entropy(
+        self,
+        hidden_BTD: Tensor,
+        input_ids_BT: Tensor,
+        document_ids_BT: Tensor | None,
+        loss_mask_BT: Tensor | None,
+        ahead: int,
+    ) -> Tensor:
+        """Mean of -log p(token at t + ahead | hidden state at t) over targets in t's own document."""
+        targets_BT = input_ids_BT[:, ahead:]
+        length = targets_BT.shape[1]
+        counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
+        if loss_mask_BT is not None:
+            counted_BT = loss_mask_BT[:, ahead:].bool()
+        if document_ids_BT is not None:
+            # A document is one run of equal ids: all steps from t to t + ahead must stay inside it.
+            same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
+            for i in range(ahead):
+                counted_BT = counted_BT & same_BT[:, i : i + length]
+        logits_NV = self.lm_head(hidden_BTD[:, :length].flatten(0, 1))
+        if logits_NV.dtype in (torch.bfloat16, torch.float16):
+            logits_NV = logits_NV.float()
+        targets_N = targets_BT.masked_fill(~counted_BT, -100).flatten()
+        total = F.cross_entropy(logits_NV, targets_N, reduction="sum", ignore_index=-100)
+        return total / counted_BT.sum().clamp(min=1)
+
+    def _check(self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None) -> None:
+        config = self.config
+        if input_ids_BT.dim() != 2 or input_ids_BT.shape[1] == 0:
+            raise ValueError(f"input_ids must be [batch, tokens >= 1], got shape {list(input_ids_BT.shape)}")
+        if document_ids_BT is not None and document_ids_BT.shape != input_ids_BT.shape:
+            raise ValueError(
+                f"document_ids has shape {list(document_ids_BT.shape)}, input_ids {list(input_ids_BT.shape)}"
+            )
+        length = input_ids_BT.shape[1] + (cache.longest if cache else 0)
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"sequence of {length} tokens exceeds max_position_embeddings={config.max_position_embeddings}"
+            )
+        if not input_ids_BT.is_meta:
+            low, high = (int(x) for x in input_ids_BT.aminmax())
+            if low < 0 or high >= config.vocab_size:
+                raise ValueError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary 0..{config.vocab_size - 1}"
+                )
+
+
+@torch.no_grad()
+def initialise(model: KexaForCausalLM) -> None:
+    """Set every parameter from the table in the module header, by the global generator."""
+    deviation = model.config.initializer_range
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, deviation)
+
+
+def _left_padding(document_ids_BT: Tensor | None) -> Tensor | None:
+    return None if document_ids_BT is None else (document_ids_BT < 0).sum(1)
