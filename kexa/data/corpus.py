@@ -1,15 +1,16 @@
 """The corpus: sources read, filtered, deduplicated, cut to size and split by document hash.
 
-    for each source: read -> normalise -> filter (one named reason per rejection) -> drop exact duplicates
-    per category: human sources pooled in hash order until ``bytes_per_category`` is full, then mixed, then
-        machine-written ones, so that machine-written text only fills what people's text leaves open
-    split: a document is held out when its hash, last digits read as a fraction, is below ``heldout_share``
+    per source:   read -> normalise -> filter (one named reason per rejection) -> drop duplicates
+    per category: human sources pooled in hash order until ``bytes_per_category`` is full, then
+                  mixed, then machine-written ones: they fill only what people's text leaves open
+    split:        a document is held out when the last digits of its hash, read as a fraction, are
+                  below ``heldout_share``
 
-Because side and order depend on the text alone, no duplicate stands on both sides, adding a source moves no
-document from one side to the other, and every machine builds the same corpus. The built corpus is kept as
-JSON lines under a key of config, cards, code and (for stdlib sources) Python version.
+Side and order depend on the text alone: no duplicate stands on both sides, adding a source moves no
+document from one side to the other, and every machine builds the same corpus. What was built is
+kept as JSON lines under a key of config, cards, code and (for stdlib sources) Python version.
 
-chosen: all of it. reported: languages en, ko, es, de, ja, vi, and STEM and code beside them.
+reported: languages en, ko, es, de, ja, vi, with STEM and code beside them. chosen: all the rest.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def load_corpus(config: DataConfig) -> Corpus:
         intake = [Intake(**i) for i in json.loads(lines[0])]
         documents = [Document(**json.loads(line)) for line in lines[1:-1]]
     except (json.JSONDecodeError, TypeError) as error:
-        raise SourceError(f"cached corpus {path} is corrupt ({error}); delete it and run again") from error
+        raise SourceError(
+            f"cached corpus {path} is corrupt ({error}); delete it and run again"
+        ) from error
     return split(documents, intake, config.heldout_share)
 
 
@@ -182,7 +185,8 @@ def _raw(card: Card) -> Iterator[readers.Raw]:
             yield category, str(i), row[card.reader]
     elif card.reader not in readers.READERS:
         raise SourceError(
-            f"data_cards/{card.name}.md names reader {card.reader!r}; readers: {', '.join(readers.READERS)}"
+            f"data_cards/{card.name}.md names reader {card.reader!r}; "
+            f"readers: {', '.join(readers.READERS)}"
         )
     else:
         yield from readers.READERS[card.reader](sources.files(card))

@@ -1,16 +1,17 @@
 """Packed batches from a weighted mixture of token streams, as a pure function of the step.
 
-Each category is one endless stream: its documents in a seeded order, reshuffled every epoch, laid end to end,
-each opened by ``[BOS]``. A batch row is filled from one stream, chosen by weight, with the next
-``sequence_length`` tokens of it; a document that crosses a row edge continues in that stream's next row, so no
-token is dropped. ``document_ids`` number the documents of a row from 0; attention and loss keep them apart.
+Each category is one endless stream: its documents in a seeded order, reshuffled every epoch, laid
+end to end, each opened by ``[BOS]``. A row is filled from one stream, chosen by weight, with that
+stream's next ``sequence_length`` tokens; a document that crosses the row's edge goes on in the
+stream's next row, so no token is dropped. ``document_ids`` number the documents of a row from 0;
+attention and loss keep them apart. With T the row length and choice a fixed table:
 
-    rows so far of stream c before row r  =  |{r' < r : choice(r') = c}|     (choices come from a fixed table)
-    row r of stream c reads tokens        [k T, (k+1) T) of the endless stream, k = that count
+    k(r)  = |{r' < r : choice(r') = choice(r)}|
+    row r = tokens [k(r) T, (k(r) + 1) T) of the endless stream choice(r)
 
-So ``batch(step)`` needs no state: a resumed run asks for step n and gets what the first run got. The table of
-choices covers :data:`TABLE` rows and repeats; within it each stream has exactly its share (largest remainder),
-in a seeded order, so mixture weights hold at every scale rather than on average.
+So ``batch(step)`` needs no state: a resumed run asks for step n and gets what the first run got.
+The table covers :data:`TABLE` rows and repeats; in it each stream has exactly its share (largest
+remainder) in a seeded order, so weights hold in every run and not only on average.
 
 chosen: all of it; the report gives no packing details.
 """
@@ -30,9 +31,9 @@ TABLE = 4096
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Documents end to end: ``tokens`` int32 [N]; document i is ``tokens[offsets[i]:offsets[i + 1]]``."""
+    """Documents end to end; document i is ``tokens[offsets[i] : offsets[i + 1]]``."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray  # int32 [N]
     offsets: np.ndarray  # int64 [documents + 1]
 
     def __len__(self) -> int:
@@ -77,9 +78,13 @@ class Mixture:
     ):
         missing = sorted(set(weights) - set(streams))
         if missing:
-            raise ValueError(f"mixture weights name {missing[0]!r}; streams are {', '.join(sorted(streams))}")
+            raise ValueError(
+                f"mixture weights name {missing[0]!r}; streams are {', '.join(sorted(streams))}"
+            )
         if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise ValueError(f"mixture weights must be non-negative and not all zero, got {dict(weights)}")
+            raise ValueError(
+                f"mixture weights must be non-negative and not all zero, got {dict(weights)}"
+            )
         self.names = sorted(name for name, weight in weights.items() if weight > 0)
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
         self._streams = [_Stream(streams[n], seed, i) for i, n in enumerate(self.names)]
@@ -89,7 +94,9 @@ class Mixture:
         self._choices = np.random.default_rng([seed, 0x7AB1E]).permutation(choices)
         # _before[r, c]: rows of stream c among the first r rows of the table
         one_hot = np.eye(len(self.names), dtype=np.int64)[self._choices]
-        self._before = np.concatenate([np.zeros((1, len(self.names)), np.int64), np.cumsum(one_hot, axis=0)])
+        self._before = np.concatenate(
+            [np.zeros((1, len(self.names)), np.int64), np.cumsum(one_hot, axis=0)]
+        )
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``input_ids`` and ``document_ids``, both int64 ``[batch_size, sequence_length]``."""
@@ -138,7 +145,9 @@ class _Stream:
             offsets, lengths = self._documents.offsets, np.diff(self._documents.offsets)
             order = np.random.default_rng([*self._seed, epoch]).permutation(len(lengths))
             starts_at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
-            index = np.repeat(offsets[:-1][order] - starts_at, lengths[order]) + np.arange(self._size)
+            index = np.repeat(offsets[:-1][order] - starts_at, lengths[order]) + np.arange(
+                self._size
+            )
             starts = np.zeros(self._size, dtype=np.int64)
             starts[starts_at] = 1
             self._epochs[epoch] = self._documents.tokens[index], starts

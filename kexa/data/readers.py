@@ -1,8 +1,9 @@
 """Readers: from the files of a source to documents ``(category, name, text)``.
 
-One function per format, named in the card. Readers only parse; what is worth keeping is for the filters
-to say. Strings of translation catalogues are joined into documents of about :data:`CATALOGUE_CHARACTERS`
-characters in catalogue order, because a document of one menu label teaches nothing about sequences.
+One function per format, named in the card. Readers only parse; what is worth keeping is for the
+filters to say. Strings of translation catalogues are joined into documents of about
+:data:`CATALOGUE_CHARACTERS` characters in catalogue order, because a document of one menu label
+teaches nothing about sequences.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _flatten(node: object, lines: list[str], label: str) -> None:
 
 
 def korean_manuals(files: Files) -> Iterator[Raw]:
-    """Sections of Korean government manuals; lines that a PDF page broke mid-sentence are joined."""
+    """Sections of Korean government manuals; broken lines are joined."""
     for name in files:
         if re.search(r"/manual_\w+\.json$", name):
             for section in json.loads(files[name])["sections"]:
@@ -68,14 +69,16 @@ def _join_broken_lines(text: str) -> str:
     out: list[str] = []
     for line in text.splitlines():
         if out and len(out[-1]) >= 35 and re.search(r"[\uac00-\ud7a3,] ?$", out[-1]):
-            out[-1] = f"{out[-1].rstrip()} {line.strip()}" if out[-1].endswith(" ") else out[-1] + line
+            out[-1] = (
+                f"{out[-1].rstrip()} {line.strip()}" if out[-1].endswith(" ") else out[-1] + line
+            )
         else:
             out.append(line)
     return "\n".join(out)
 
 
 def node_docs(files: Files) -> Iterator[Raw]:
-    """Markdown manuals, one file per node and language; the closing notice of the generator is cut."""
+    """Markdown manuals, one file per node and language; the closing notice is cut."""
     for name in files:
         match = re.search(r"/docs/([^/]+)/(ko|es|de|ja)\.md$", name)
         if match:
@@ -114,7 +117,7 @@ def _joined(strings: Mapping[str, None]) -> Iterator[str]:
 def docstrings(files: Files) -> Iterator[Raw]:
     """STEM: docstrings that hold formulas or worked examples, one document each.
 
-    A triple-quoted string that opens a line is taken for a docstring: thirty times faster than parsing.
+    A triple-quoted string that opens a line is taken for one: thirty times faster than parsing.
     """
     for name in files:
         if name.endswith(".py") and "/tests/" not in name and "/parser" not in name:
@@ -141,13 +144,15 @@ def python_topics(files: Files) -> Iterator[Raw]:
 
 
 def html_help(files: Files) -> Iterator[Raw]:
-    """HTML pages of a translated manual: ``.../<language>/....html``, text of paragraphs and headings."""
+    """HTML pages of a translated manual at ``.../<language>/...``: the text, a line per block."""
     for name in files:
         match = re.search(rf"/({'|'.join(_LANGUAGES)})(?:-US)?/(?:.*/)?[\w.-]+\.html$", name)
         if match:
             body = re.sub(r"(?s)<(script|style|head|nav).*?</\1>", " ", files[name].decode("utf-8"))
             body = re.sub(r"(?i)</(p|h\d|li|td|div)>|<br ?/?>", "\n", body)
-            lines = (" ".join(line.split()) for line in html.unescape(_TAG.sub(" ", body)).splitlines())
+            lines = (
+                " ".join(line.split()) for line in html.unescape(_TAG.sub(" ", body)).splitlines()
+            )
             yield match[1], name.split("/", 4)[-1], "\n".join(line for line in lines if line)
 
 

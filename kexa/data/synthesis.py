@@ -1,0 +1,143 @@
+"""Synthetic documents for the reasoning stage: recall, arithmetic and thinking-augmented text.
+
+Three kinds, each a category of a mixture like any other:
+
+- ``recall``: facts ``key = value``, one a line, then the same lines again in another order. The
+  first time a value stands it cannot be known; every later time only looking back can tell it. One
+  document holds many such lookups, so supervision is dense: a tiny model learns retrieval from this
+  and not from prose. ``filler`` puts sentences between facts, which stretches the distance.
+- ``arithmetic``: sums, differences and products with their intermediate steps written out.
+- ``thinking``: a document, then a worked reading of it: its sentences, names and numbers, and a
+  question that one of its sentences answers.
+
+reported: synthetic reasoning and thinking-augmented documents are in the mixture (the latter after
+arXiv 2509.20186: document ++ thinking, plain next-token loss). chosen: the generators. A large run
+has a model write the thinking; here a rule writes it, so every step is true of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kexa.data.corpus import Document
+
+_KEYS = """
+    apple bread chair cloud dance earth field glass grass green heart horse house knife light maple
+    money mouse music night ocean paper peace phone piano place plant queen radio river round scale
+    shape sheep shirt shore smoke snake snow song south space spoon steel stone storm sugar table
+    tiger tower track train truck voice wagon watch water wheat wheel white winter wolf women world
+    yard youth zebra
+"""
+KEYS = tuple(_KEYS.split())
+
+
+def fact(key: str, value: str) -> str:
+    """The surface form of one key-value pair, in documents and in needle probes alike."""
+    return f"{key} = {value}"
+
+
+def cue(key: str) -> str:
+    """The part of :func:`fact` that asks for the value."""
+    return f"{key} ="
+
+
+def documents(kind: str, count: int, seed: int, **knobs) -> list[Document]:
+    """``count`` documents of one kind, the same for the same seed and knobs.
+
+    Knobs: see :func:`recall`, :func:`arithmetic` and :func:`thinking`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of synthetic document {kind!r}; kinds: {', '.join(KINDS)}")
+    rng = np.random.default_rng([seed, len(kind), *kind.encode()])
+    texts = (KINDS[kind](rng, **knobs) for _ in range(count))
+    return [
+        Document(text, "synthesis", "en", kind, f"synthesis/{kind}/{seed}/{i}")
+        for i, text in enumerate(texts)
+    ]
+
+
+def recall(
+    rng: np.random.Generator,
+    facts: int = 6,
+    queries: int = 12,
+    pool: int = len(KEYS),
+    digits: int = 2,
+    filler: Sequence[str] = (),
+) -> str:
+    """One recall document.
+
+    Args:
+        facts: pairs stated, with distinct keys.
+        queries: lines that state one of them again.
+        pool: how many of :data:`KEYS` keys are drawn from; fewer is easier.
+        digits: digits of a value.
+        filler: sentences, one of which goes between two facts.
+
+    Raises:
+        ValueError: more facts than keys.
+    """
+    if not 1 <= facts <= pool <= len(KEYS):
+        raise ValueError(f"facts={facts}, pool={pool}: need 1 <= facts <= pool <= {len(KEYS)}")
+    keys = [KEYS[i] for i in rng.choice(pool, size=facts, replace=False)]
+    values = ["".join(map(str, row)) for row in rng.integers(0, 10, size=(facts, digits))]
+    lines = []
+    for key, value in zip(keys, values, strict=True):
+        lines.append(fact(key, value))
+        if len(filler):
+            lines.append(filler[rng.integers(len(filler))])
+    lines += [fact(keys[i], values[i]) for i in rng.integers(0, facts, size=queries)]
+    return "\n".join(lines)
+
+
+def arithmetic(rng: np.random.Generator, problems: int = 8, digits: int = 2) -> str:
+    """One document of worked problems on numbers of up to ``digits`` digits, one a line."""
+    lines = []
+    for _ in range(problems):
+        a, b = (int(n) for n in rng.integers(0, 10**digits, size=2))
+        operator = "+-*"[rng.integers(3)]
+        if operator == "+":
+            lines.append(f"{a} + {b} = {a + b}")
+        elif operator == "-":
+            a, b = max(a, b), min(a, b)
+            lines.append(f"{a} - {b} = {a - b}, because {b} + {a - b} = {a}")
+        else:
+            tens, ones = b // 10 * 10, b % 10
+            steps = f"{a} * {tens} + {a} * {ones} = {a * tens} + {a * ones} = " if b > 9 else ""
+            lines.append(f"{a} * {b} = {steps}{a * b}")
+    return "\n".join(lines)
+
+
+def thinking(
+    rng: np.random.Generator, documents: Sequence[Document], max_characters: int = 1200
+) -> str:
+    """One document, drawn at random and cut to ``max_characters``, with a worked reading of it."""
+    if not documents:
+        raise ValueError(
+            "thinking needs documents to think about; pass documents=corpus.train['en']"
+        )
+    text = documents[rng.integers(len(documents))].text[:max_characters]
+    sentences = [
+        s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text) if len(s.strip()) > 20
+    ] or [text]
+    names = list(dict.fromkeys(re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}", text)))[:4]
+    numbers = list(dict.fromkeys(re.findall(r"\b\d+\b", text)))[:4]
+    chosen = sentences[rng.integers(len(sentences))]
+    start = " ".join(chosen.split()[:4])
+    steps = [
+        f"The text has {len(sentences)} sentences.",
+        f"It begins: {sentences[0]}",
+        f"Names in it: {', '.join(names) or 'none'}.",
+        f"Numbers in it: {', '.join(numbers) or 'none'}.",
+        f'Which sentence starts with "{start}"? Sentence {sentences.index(chosen) + 1}.',
+        f"It says: {chosen}",
+    ]
+    return f"{text}\n\nThinking it through:\n" + "\n".join(steps)
+
+
+KINDS: dict[str, Callable[..., str]] = {f.__name__: f for f in (recall, arithmetic, thinking)}
