@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
+from kexa.kernels import global_attention, window_attention
 from kexa.model.cache import LayerCache, Step
 from kexa.model.linear import Linear, RMSNorm
 
@@ -79,22 +80,14 @@ class Attention(nn.Module):
             k_BGTK = rotate(k_BGTK, context.cos_TK, context.sin_TK)
         mask = None
         if cache is not None:
-            k_BGSK, v_BGSK, mask = cache.update(k_BGTK, v_BGTK, context.step)
+            keys_BGSK, values_BGSK, mask = cache.update(k_BGTK, v_BGTK, context.step)
         if mask is not None:
-            out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask)
+            out_BHTK = attend(q_BHTK, keys_BGSK, values_BGSK, mask)
+        elif self.window is not None:
+            out_BHTK = window_attention(q_BHTK, k_BGTK, v_BGTK, self.window, context.document_ids_BT)
         else:
-            out_BHTK = self._attend_own(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
+            out_BHTK = global_attention(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
         return self.o_proj(out_BHTK.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
-
-    def _attend_own(self, q: Tensor, k: Tensor, v: Tensor, document_ids_BT: Tensor | None) -> Tensor:
-        t_T = torch.arange(q.shape[2], device=q.device)
-        mask = t_T[:, None] >= t_T
-        if self.window is not None:
-            mask = mask & (t_T[:, None] - t_T < self.window)
-        mask = mask[None, None]
-        if document_ids_BT is not None:
-            mask = mask & (document_ids_BT[:, None, :, None] == document_ids_BT[:, None, None, :])
-        return attend(q, k, v, mask.expand(len(q), 1, -1, -1))
 
 
 def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) -> Tensor:

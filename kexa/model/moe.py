@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
+from kexa.kernels import grouped_gemm
 from kexa.model.linear import SwiGLU
 
 
@@ -60,11 +61,6 @@ class Experts(nn.Module):
         return grouped_gemm(F.silu(gate_PF) * up_PF, self.down_proj, offsets_E)
 
 
-def _grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
-    counts = torch.diff(offsets_E, prepend=offsets_E.new_zeros(1)).tolist()
-    return torch.cat([x @ w.T for x, w in zip(x_ND.split(counts), w_EFD.unbind(), strict=True)])
-
-
 class SparseMoE(nn.Module):
     """Router, routed experts and shared expert of one layer.
 
@@ -81,7 +77,7 @@ class SparseMoE(nn.Module):
             config.topk_group,
         )
         self.normalise, self.scale = config.norm_topk_prob, config.routed_scaling_factor
-        self.grouped_gemm: Callable[[Tensor, Tensor, Tensor], Tensor] = _grouped_gemm
+        self.grouped_gemm: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_gemm
         self.gate = Router(config)
         self.experts = Experts(config)
         self.shared_experts = SwiGLU(
