@@ -1,5 +1,6 @@
 """Training: Muon and AdamW, the WSD schedule, FP8 numerics, the loop and its checkpoints."""
 
+from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, TrainingDiverged, fit
 from kexa.train.optim import Muon, build_optimizers, grouping, orthogonalize
 from kexa.train.schedule import wsd
@@ -12,5 +13,6 @@ __all__ = [
     "fit",
     "grouping",
     "orthogonalize",
+    "set_numerics",
     "wsd",
 ]

@@ -86,8 +86,8 @@ def fit(
     Args:
         batch_at: tensors ``[B, ...]`` for a step; ``input_ids`` is among them. Called once per
             step.
-        loss_fn: a loss from ``(model, batch)``: a dataclass or named tuple of scalar tensors with
-            a field ``total``.
+        loss_fn: a loss from ``(model, batch)``: a named tuple of scalar tensors with a field
+            ``total``, as :class:`kexa.model.Loss`.
         schedule: factor on every group's peak learning rate, see :mod:`kexa.train.schedule`.
         accumulate: micro-batches per step; the batch is split along ``B`` into that many equal
             parts.
@@ -208,8 +208,7 @@ class _Trainer:
             part = slice(i * size // self.accumulate, (i + 1) * size // self.accumulate)
             loss = self.loss_fn(self.model, {k: v[part].to(device) for k, v in batch.items()})
             (loss.total / self.accumulate).backward()
-            named = loss._asdict() if hasattr(loss, "_asdict") else vars(loss)
-            for name, value in named.items():
+            for name, value in loss._asdict().items():
                 sums[name] = sums.get(name, 0.0) + float(value) / self.accumulate
         return sums
 
@@ -222,8 +221,8 @@ class _Trainer:
         self.skips = self.skips + 1 if skip else 0
         if self.skips >= MAX_SKIPS:
             raise TrainingDiverged(
-                f"{MAX_SKIPS} updates in a row were skipped, the last at step {self.step} with loss "
-                f"{loss:.4g} and gradient norm {grad_norm:.4g} (usual: {usual:.4g}); "
+                f"{MAX_SKIPS} updates in a row were skipped, the last at step {self.step} "
+                f"with loss {loss:.4g} and gradient norm {grad_norm:.4g} (usual: {usual:.4g}); "
                 "lower the learning rate or inspect the data there"
             )
         return skip

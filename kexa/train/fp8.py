@@ -1,0 +1,226 @@
+"""Numerics of the matrix products: FP8 and BF16, applied to a model from outside.
+
+A linear layer has three products, and each rounds its operands and its result:
+
+    y  = x w^T      fprop     contracts over D
+    dx = dy w       dgrad     contracts over F
+    dw = dy^T x     wgrad     contracts over tokens
+
+FP8 (:func:`quantize`): every operand becomes E4M3 with one scale per tile. Along the contracted
+axis a tile is 128 long; activations and gradients have tiles of 1 x 128, weights blocks of 128 x
+128:
+
+    scale = max(amax(tile), 1e-4) / 448,   code = E4M3(x / scale),   value = code * scale
+
+Scales come from the tensor at hand (no history), products accumulate in fp32, results are rounded
+to BF16. Tokens of different experts never share a tile. Master weights, gradients of weights and
+optimizer states stay fp32.
+
+BF16: operands and results rounded to BF16, fp32 accumulation. fp32: nothing is rounded.
+
+reported: native FP8 training with a loss curve comparable to BF16. not reported: which FP8.
+chosen: DeepSeek-V3's recipe (arXiv 2412.19437), as above. chosen: embedding and norms are not
+matrix products and stay fp32, the router too (reported); head and MTP projection use BF16
+products; attention itself stays fp32. chosen: x and dy are quantised from their original values
+for wgrad, not requantised from the codes of the other two products.
+
+Both are emulated in fp32 arithmetic on values that the format holds exactly; codes equal those of
+``torch.float8_e4m3fn`` bit for bit. On a GPU BF16 is the hardware's own. The emulation avoids the
+slow casts of CPUs: adding and subtracting 1.5 * 2^(e + 20) rounds an fp32 number of exponent e to
+E4M3's four significant bits.
+
+Legend: N tokens, D inputs, F outputs, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kexa.kernels import grouped_gemm
+from kexa.model.linear import Linear
+from kexa.model.moe import SparseMoE
+
+TILE = 128
+E4M3_MAX = 448.0
+SMALLEST_AMAX = 1e-4
+_SMALLEST_NORMAL = 2.0**-6
+
+
+def round_e4m3_(x: Tensor) -> Tensor:
+    """Round fp32 values in -448..448 to the nearest E4M3 value in place, ties to even."""
+    exponent = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=_SMALLEST_NORMAL)
+    magic = exponent.mul_(1.5 * 2.0**20)
+    return x.add_(magic).sub_(magic)
+
+
+def round_bf16(x: Tensor) -> Tensor:
+    """Round to the nearest BF16 value, keeping the dtype."""
+    return x.bfloat16().to(x.dtype)
+
+
+def scale_of(amax: Tensor) -> Tensor:
+    """The scale of tiles with these largest magnitudes."""
+    return amax.clamp(min=SMALLEST_AMAX) / E4M3_MAX
+
+
+def quantize(x: Tensor, rows: int, columns: int) -> Tensor:
+    """``x`` as FP8 stores it, decoded: one scale per tile ``[rows, columns]`` of the last two axes.
+
+    Tiles at the right and lower edge may be smaller. fp32 in, fp32 out, same shape.
+    """
+    *_, n, d = x.shape
+    padded = F.pad(x, (0, -d % columns, 0, -n % rows)) if n % rows or d % columns else x
+    tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
+    scale = scale_of(tiles.abs().amax((-3, -1), keepdim=True))
+    decoded = round_e4m3_(tiles / scale).mul_(scale)
+    return decoded.flatten(-4, -3).flatten(-2)[..., :n, :d]
+
+
+def quantize_ragged(x_ND: Tensor, counts: Sequence[int]) -> Tensor:
+    """:func:`quantize` with tiles of ``[128, 1]`` that start anew at every expert's first row."""
+    lengths = [min(TILE, n - i) for n in counts for i in range(0, n, TILE)]
+    amax = torch.stack([tile.amax(0) for tile in x_ND.abs().split(lengths)])
+    scale_ND = scale_of(amax).repeat_interleave(torch.tensor(lengths, device=x_ND.device), 0)
+    return round_e4m3_(x_ND / scale_ND).mul_(scale_ND)
+
+
+class _Fp8:
+    """How FP8 rounds each operand."""
+
+    @staticmethod
+    def weight(w: Tensor) -> Tensor:
+        return quantize(w, TILE, TILE)
+
+    @staticmethod
+    def rows(x_ND: Tensor) -> Tensor:
+        return quantize(x_ND, 1, TILE)
+
+    @staticmethod
+    def tokens(x_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        return quantize_ragged(x_ND, counts) if len(counts) > 1 else quantize(x_ND, TILE, 1)
+
+    @staticmethod
+    def both(x_ND: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return _Fp8.rows(x_ND), _Fp8.tokens(x_ND, counts)
+
+
+class _Bf16:
+    """How BF16 rounds each operand: alike."""
+
+    weight = rows = staticmethod(round_bf16)
+
+    @staticmethod
+    def tokens(x_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        return round_bf16(x_ND)
+
+    @staticmethod
+    def both(x_ND: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rounded = round_bf16(x_ND)
+        return rounded, rounded
+
+
+class _Matmul(torch.autograd.Function):
+    """The three products of ``y = x w^T``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_FD: Tensor, rounding: type) -> Tensor:
+        w_hat = rounding.weight(w_FD)
+        ctx.rounding = rounding
+        ctx.save_for_backward(x, w_hat)
+        return round_bf16(F.linear(rounding.rows(x), w_hat))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        x, w_hat = ctx.saved_tensors
+        x_ND = x.flatten(0, -2)
+        counts = [len(x_ND)]
+        dy_rows, dy_tokens = ctx.rounding.both(dy.flatten(0, -2), counts)
+        dx = round_bf16(dy_rows @ w_hat).view_as(x)
+        dw = round_bf16(dy_tokens.T @ ctx.rounding.tokens(x_ND, counts))
+        return dx, dw, None
+
+
+class _GroupedMatmul(torch.autograd.Function):
+    """The three products of every expert."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor, rounding: type) -> Tensor:
+        w_hat = rounding.weight(w_EFD)
+        ctx.rounding = rounding
+        ctx.save_for_backward(x_ND, w_hat, offsets_E)
+        return round_bf16(grouped_gemm(rounding.rows(x_ND), w_hat, offsets_E))
+
+    @staticmethod
+    def backward(ctx: Any, dy_NF: Tensor) -> tuple:
+        x_ND, w_hat, offsets_E = ctx.saved_tensors
+        counts = offsets_E.diff(prepend=offsets_E.new_zeros(1)).tolist()
+        dy_rows, dy_tokens = ctx.rounding.both(dy_NF, counts)
+        x_tokens = ctx.rounding.tokens(x_ND, counts)
+        dx = round_bf16(grouped_gemm(dy_rows, w_hat.mT, offsets_E))
+        pairs = zip(dy_tokens.split(counts), x_tokens.split(counts), strict=True)
+        dw = round_bf16(torch.stack([dy.T @ x for dy, x in pairs]))
+        return dx, dw, None, None
+
+
+def fp8_matmul(x: Tensor, w_FD: Tensor) -> Tensor:
+    """``x w^T`` in FP8, forward and backward: fp32 ``[..., D]`` and ``[F, D]`` to ``[..., F]``."""
+    return _Matmul.apply(x, w_FD, _Fp8)
+
+
+def fp8_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
+    """:func:`kexa.kernels.grouped_gemm` in FP8, forward and backward."""
+    return _GroupedMatmul.apply(x_ND, w_EFD, offsets_E, _Fp8)
+
+
+def bf16_matmul(x: Tensor, w_FD: Tensor) -> Tensor:
+    """``x w^T`` in BF16, forward and backward: the hardware's on a GPU, emulated on a CPU."""
+    if x.is_cuda:
+        return F.linear(x.bfloat16(), w_FD.bfloat16()).to(x.dtype)
+    return _Matmul.apply(x, w_FD, _Bf16)
+
+
+def bf16_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
+    """:func:`kexa.kernels.grouped_gemm` in BF16, forward and backward."""
+    if x_ND.is_cuda:
+        return grouped_gemm(x_ND.bfloat16(), w_EFD.bfloat16(), offsets_E).to(x_ND.dtype)
+    return _GroupedMatmul.apply(x_ND, w_EFD, offsets_E, _Bf16)
+
+
+# policy: product of linears, of experts, and of the linears that stay high
+_POLICIES: dict[str, tuple[Callable, Callable, Callable]] = {
+    "fp8": (fp8_matmul, fp8_grouped_gemm, bf16_matmul),
+    "bf16": (bf16_matmul, bf16_grouped_gemm, bf16_matmul),
+    "fp32": (F.linear, grouped_gemm, F.linear),
+}
+
+
+def stays_high(name: str) -> bool:
+    """Whether FP8 leaves this linear to BF16."""
+    return name in ("lm_head", "mtp.fc")
+
+
+def set_numerics(model: nn.Module, policy: str) -> dict[str, list[str]]:
+    """Make every matrix product of a model follow ``policy``: "fp8", "bf16" or "fp32".
+
+    Parameters are not touched. Returns the module names by kind: "linear", "experts", "high".
+
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if policy not in _POLICIES:
+        raise ValueError(f"numerics {policy!r}: use one of {', '.join(_POLICIES)}")
+    matmul, grouped, high = _POLICIES[policy]
+    changed: dict[str, list[str]] = {"linear": [], "experts": [], "high": []}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseMoE):
+            module.grouped_gemm = grouped
+            changed["experts"].append(name)
+        elif isinstance(module, Linear):
+            module.matmul = high if stays_high(name) else matmul
+            changed["high" if stays_high(name) else "linear"].append(name)
+    return changed
