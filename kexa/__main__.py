@@ -1,24 +1,131 @@
-"""The ``kexa`` command."""
+"""The ``kexa`` command: ``doctor``, ``run``, ``notebooks``. Exit codes: 0, 1 a notebook or a check
+failed, 2 a bad argument, config or output directory, 130 interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Sequence
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="kexa")
+    parser = argparse.ArgumentParser(prog="kexa", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    notebooks = commands.add_parser("notebooks", help="build the .ipynb pairs from the .py sources")
-    notebooks.add_argument("--build", action="store_true", required=True)
-    parser.parse_args(arguments)
+
+    doctor = commands.add_parser("doctor", help="what will be used on this machine, and why")
+    doctor.add_argument("--profile", default="smoke", help="default: %(default)s")
+
+    run = commands.add_parser("run", help="run the notebooks that are not up to date")
+    run.add_argument("--profile", default="smoke", help="a file in configs/, or a .toml path")
+    chosen = run.add_mutually_exclusive_group()
+    chosen.add_argument("--only", metavar="NN", help="this notebook, after what it needs")
+    chosen.add_argument("--from", dest="first", metavar="NN", help="this notebook and all after")
+    run.add_argument("--out", default="", metavar="DIR", help="default: runs/<profile>")
+    run.add_argument("--force", action="store_true", help="run the chosen ones even if unchanged")
+    run.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebooks that have it: -p seed 1",
+    )  # fmt: skip
+
+    notebooks = commands.add_parser("notebooks", help="the .py/.ipynb pairs")
+    action = notebooks.add_mutually_exclusive_group(required=True)
+    action.add_argument("--build", action="store_true", help="write every .ipynb from its .py")
+    action.add_argument("--check", action="store_true", help="pairs agree, outputs are clean")
+    action.add_argument(
+        "--commit-outputs", metavar="PROFILE", help="take the outputs of a finished run"
+    )
+
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from kexa.config import ConfigError
+    from kexa.lock import Busy
+    from kexa.pipeline import StageFailed
+
+    try:
+        return COMMANDS[options.command](options)
+    except StageFailed as error:
+        print(f"kexa: {error}", file=sys.stderr)
+        return 1
+    except (ConfigError, Busy) as error:
+        print(f"kexa: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(
+            f"kexa: {error.strerror}{where}: free space there, or choose another --out",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        print("kexa: interrupted; run again to go on", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from kexa.doctor import report
+
+    for line in report(options.profile):
+        print(line)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from kexa import stages
+    from kexa.config import ConfigError
+    from kexa.pipeline import open_pipeline
+    from kexa.report import write_report
+
+    parameters = {name: _literal(value) for name, value in options.parameters}
+    for name, flag in (("profile", "--profile"), ("out_dir", "--out")):
+        if name in parameters:
+            raise ConfigError(f"-p {name}: use {flag}")
+    seed = parameters.pop("seed", 0)
+    if type(seed) is not int:
+        raise ConfigError(f"seed must be a whole number, got {seed!r}")
+    pipeline = open_pipeline(options.profile, options.out, seed, parameters)
+    everything = list(stages.table().values())
+    if options.only:
+        targets = [stages.find(options.only)]
+    elif options.first:
+        targets = everything[everything.index(stages.find(options.first)) :]
+    else:
+        targets = everything
+    try:
+        pipeline.run(targets, options.force)
+    finally:
+        page = write_report(pipeline)
+    print(f"report: {page}")
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
     from kexa import pairs
 
-    for path in pairs.build():
+    if options.check:
+        faults = pairs.check()
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        print(f"{len(pairs.sources())} notebook pairs, {len(faults)} faults")
+        return int(bool(faults))
+    changed = pairs.build()
+    if options.commit_outputs:
+        changed += pairs.commit_outputs(options.commit_outputs)
+    for path in changed:
         print(f"wrote notebooks/{path.name}")
     return 0
 
+
+def _literal(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+COMMANDS = {"doctor": _doctor, "run": _run, "notebooks": _notebooks}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,8 @@
 """What a run leaves behind: ``metrics.jsonl``, figures and, written last, ``results.json``.
 
-``results.json`` has four parts: ``values`` and ``checks`` repeat exactly for equal seeds on one machine;
-``environment`` (profile, seed, commit, versions, device) says where they came from; ``timings`` (minutes,
-peak memory) is the only part allowed to differ between two runs.
+``results.json``: ``values`` and ``checks`` repeat exactly for equal seeds on one machine;
+``environment`` (profile, seed, commit, versions, device) says where they came from; ``timings``
+(minutes, peak memory) is the only part allowed to differ between two runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -40,8 +41,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f"cannot write {path.name} ({error.strerror}); free space or choose another out_dir"
+            error.errno,
+            f"cannot write {path.name} ({error.strerror}); free space or choose another out_dir",
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file as a dict; empty when there is no such file or a crash cut it short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 class Run:
@@ -55,17 +65,31 @@ class Run:
         self._figures: list[dict[str, str]] = []
         self._started = time.perf_counter()
         self._metrics = self.dir / "metrics.jsonl"
-        self._metrics.write_text("", encoding="utf-8")
+        self._logged = _restore(self._metrics)
 
     def log(self, series: str, step: int, **scalars: float) -> None:
-        """Append one line to ``metrics.jsonl``."""
+        """Append one line to ``metrics.jsonl``, once per series and step.
+
+        A stage resumed after a kill passes through some steps again; what it logs then is what the
+        file already holds.
+        """
+        if (series, step) in self._logged:
+            return
+        self._logged.add((series, step))
         line = {"series": series, "step": step, **{k: _plain(v) for k, v in scalars.items()}}
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def value(self, name: str, value: Any, unit: str = "", note: str = "", headline: bool = False) -> None:
-        """Record one result. ``headline`` puts it on the report page. Values must repeat: no timings."""
-        self._values[name] = {"value": _plain(value), "unit": unit, "note": note, "headline": headline}
+    def value(
+        self, name: str, value: Any, unit: str = "", note: str = "", headline: bool = False
+    ) -> None:
+        """Record one result; ``headline`` puts it on the report. Values must repeat: no timings."""
+        self._values[name] = {
+            "value": _plain(value),
+            "unit": unit,
+            "note": note,
+            "headline": headline,
+        }
 
     def figure(self, figure: Any, name: str, caption: str) -> None:
         """Save a matplotlib figure as ``<name>.png`` in the stage directory, for the report."""
@@ -84,7 +108,7 @@ class Run:
         """Write ``results.json``.
 
         Raises:
-            CheckFailed: when a recorded check does not hold; ``results.json`` is written all the same.
+            CheckFailed: a recorded check does not hold; ``results.json`` is written all the same.
         """
         results = {
             "stage": self.stage,
@@ -97,7 +121,9 @@ class Run:
                 "peak_memory_gib": round(peak_memory_gib(), 3),
             },
         }
-        write_atomic(self.dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(
+            self.dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        )
         failed = [c for c in self._checks if not c["holds"]]
         if failed:
             raise CheckFailed("; ".join(f"{c['claim']} ({c['measured']})" for c in failed))
@@ -113,7 +139,9 @@ def environment(config: Config, seed: int) -> dict[str, Any]:
         "seed": seed,
         "commit": commit(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "triton", "tokenizers", "transformers")},
+        "versions": {
+            name: _version(name) for name in ("torch", "triton", "tokenizers", "transformers")
+        },
         "device": gpu or f"CPU, {platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
     }
@@ -130,7 +158,16 @@ def commit() -> str:
 
 def peak_memory_gib() -> float:
     """Peak resident memory of this process in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _restore(path: Path) -> set[tuple[str, int]]:
+    """Which (series, step) a metrics file holds; a last line that a kill cut short is removed."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    write_atomic(path, whole)
+    return {(line["series"], line["step"]) for line in map(json.loads, whole.splitlines())}
 
 
 def _git(*arguments: str) -> str:
