@@ -95,7 +95,7 @@ def _tiles(x_BGTK: torch.Tensor, W: int, N: int) -> torch.Tensor:
 def _tile_mask(
     B: int, T: int, W: int, N: int, document_ids_BT: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
-    """``[B*N or N, W, 2W]`` bool. Queries that only pad the last block see themselves, so no NaN."""
+    """``[B*N or N, W, 2W]`` bool. Rows that only pad the last block see themselves: no NaN."""
     i = torch.arange(W, device=device)[:, None]
     j = torch.arange(2 * W, device=device)[None, :]
     band = (j > i) & (j <= i + W)

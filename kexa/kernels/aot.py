@@ -1,0 +1,117 @@
+"""Ahead-of-time compilation: what a kernel needs on a chip that is not here.
+
+Triton and the ``ptxas`` it ships compile for any chip without a GPU. From the same :class:`Launch` that runs
+on a GPU (built here from tensors on the meta device) follow registers, spilled bytes, shared memory
+and the tensor-core instructions used. It says that a kernel fits and takes the fast path; it does not say
+how fast it is.
+
+Needs a process without ``TRITON_INTERPRET``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kexa.config import ModelConfig
+from kexa.kernels.attention import triton as attention
+from kexa.kernels.grouped import triton as grouped
+from kexa.kernels.launch import Launch
+
+SHARED_LIMIT = 227 * 1024  # bytes one block may use on sm_90 and sm_100
+TENSOR_CORE = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the instruction that reaches full rate
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel uses on one chip. Memory in bytes; registers and spills per thread."""
+
+    kernel: str
+    capability: int
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+    tensor_core: int  # occurrences of TENSOR_CORE[capability] in the PTX
+
+
+def compile_for(launch: Launch, capability: int) -> Compiled:
+    """Compile one launch for ``sm_<capability>``, with the specialisations the launch itself would get."""
+    names = launch.kernel.arg_names
+    signature, constants, attributes = {}, {}, {}
+    for i, name in enumerate(names):
+        value = launch.arguments[name]
+        if launch.kernel.params[i].is_constexpr or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name], attributes[(i,)] = _POINTERS[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32"
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled = _resources(binary.asm["cubin"])
+    return Compiled(
+        kernel=launch.kernel.__name__.removeprefix("_"),
+        capability=capability,
+        warps=launch.warps,
+        registers=registers,
+        spilled=spilled,
+        shared=binary.metadata.shared,
+        tensor_core=binary.asm["ptx"].count(TENSOR_CORE[capability]),
+    )
+
+
+def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
+    """Every kernel at K-EXAONE's shapes in bfloat16: ``(operation, launch)`` for one row of tokens."""
+    model = ModelConfig()
+    H, G, K = model.num_attention_heads, model.num_key_value_heads, model.head_dim
+    bf16 = {"dtype": torch.bfloat16, "device": "meta"}
+    fp32 = {"dtype": torch.float32, "device": "meta"}
+    int32 = {"dtype": torch.int32, "device": "meta"}
+    q = torch.empty(1, tokens, H, K, **bf16).transpose(1, 2)
+    k = torch.empty(1, tokens, G, K, **bf16).transpose(1, 2)
+    lse, ids = torch.empty(1, H, tokens, **fp32), torch.empty(1, tokens, **int32)
+    for name, window in (("window attention", model.sliding_window), ("global attention", tokens)):
+        yield name, attention.forward_launch(q, k, k, ids, q, lse, window)
+        yield name, attention.backward_q_launch(q, k, k, ids, q, lse, q, q, lse, window)
+        yield name, attention.backward_kv_launch(q, k, k, ids, lse, q, lse, k, k, window)
+    D, F, E = model.hidden_size, model.moe_intermediate_size, model.num_experts
+    rows = tokens * model.num_experts_per_tok
+    ends = torch.empty(E, **int32)
+    x, y = torch.empty(rows, D, **bf16), torch.empty(rows, F, **bf16)
+    w = torch.empty(E, F, D, **bf16)
+    yield "grouped GEMM", grouped.rows_launch(x, w, ends, y, transpose=False)
+    yield "grouped GEMM, transposed", grouped.rows_launch(y, w, ends, x, transpose=True)
+    yield "grouped GEMM", grouped.weights_launch(y, x, ends, w)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes per thread, as the toolchain's own dump states them."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
