@@ -101,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _notebooks(options: argparse.Namespace) -> int:
     from kexa import pairs
+    from kexa.config import ROOT
 
     if options.check:
         faults = pairs.check()
@@ -110,7 +111,7 @@ def _notebooks(options: argparse.Namespace) -> int:
         return int(bool(faults))
     changed = pairs.build()
     if options.commit_outputs:
-        changed += pairs.commit_outputs(options.commit_outputs)
+        changed += pairs.commit_outputs(ROOT / "runs" / options.commit_outputs)
     for path in changed:
         print(f"wrote notebooks/{path.name}")
     return 0

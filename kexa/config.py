@@ -1,8 +1,9 @@
 """Configuration: frozen dataclasses for every stage, read from ``configs/<profile>.toml``.
 
-A profile is a complete description of a run: every key of every section is written in its TOML file, the
-same keys at every scale, so a reader sees all knobs in one place and a diff of two profiles is the
-difference between two scales. Unknown, missing or mistyped keys are errors. This module imports no torch.
+A profile is a complete description of a run: every key of every section is written in its TOML
+file, the same keys at every scale, so a reader sees all knobs in one place and a diff of two
+profiles is the difference between two scales. Unknown, missing or mistyped keys are errors. This
+module imports no torch.
 
 The fields of :class:`ModelConfig` carry the names of the published ``config.json``
 (``LGAI-EXAONE/K-EXAONE-236B-A23B``) and default to its values.
@@ -13,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 class ModelConfig:
     """The published architecture keys. Defaults are K-EXAONE-236B-A23B's values.
 
-    Exception: ``num_nextn_predict_layers`` defaults to 0 (main model only); the published value is 1.
+    Exception: ``num_nextn_predict_layers`` defaults to 0 (main model only); published: 1.
     The last two fields are switches for ablations; the defaults are the published behaviour.
     """
 
@@ -72,7 +72,7 @@ class ModelConfig:
         if not self.layer_types:
             pattern = self.sliding_window_pattern
             if not pattern or set(pattern) - set("LG"):
-                raise ConfigError(f"sliding_window_pattern is {pattern!r}; use only the letters L and G")
+                raise ConfigError(f"sliding_window_pattern is {pattern!r}; use only L and G")
             names = {"L": "sliding_attention", "G": "full_attention"}
             types_ = tuple(names[pattern[i % len(pattern)]] for i in range(self.num_hidden_layers))
             object.__setattr__(self, "layer_types", types_)
@@ -85,7 +85,8 @@ class ModelConfig:
         unknown = set(self.layer_types) - {"sliding_attention", "full_attention"}
         if unknown:
             raise ConfigError(
-                f"unknown layer type {sorted(unknown)[0]!r}; use 'sliding_attention' or 'full_attention'"
+                f"unknown layer type {sorted(unknown)[0]!r}; use 'sliding_attention' or "
+                "'full_attention'"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
@@ -96,7 +97,8 @@ class ModelConfig:
             raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates halves")
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
-                f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}"
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds "
+                f"num_experts={self.num_experts}"
             )
         if self.scoring_func != "sigmoid":
             raise ConfigError(f"scoring_func={self.scoring_func!r}; only 'sigmoid' is published")
@@ -111,7 +113,8 @@ class ModelConfig:
             raise ConfigError(f"sliding_window={self.sliding_window} must be at least 1")
         if self.num_nextn_predict_layers not in (0, 1):
             raise ConfigError(
-                f"num_nextn_predict_layers={self.num_nextn_predict_layers}; the recipe has depth 0 or 1"
+                f"num_nextn_predict_layers={self.num_nextn_predict_layers}; the recipe has depth "
+                "0 or 1"
             )
         if self.rope_layers not in ("sliding", "all", "none"):
             raise ConfigError(f"rope_layers={self.rope_layers!r}; use 'sliding', 'all' or 'none'")
@@ -187,7 +190,7 @@ def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
         path = ROOT / "configs" / f"{profile}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (ROOT / "configs").glob("*.toml")))
-        raise ConfigError(f"no profile {str(profile)!r}: use one of {known}, or the path of a .toml file")
+        raise ConfigError(f"no profile {str(profile)!r}: use {known} or the path of a .toml file")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -197,9 +200,10 @@ def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
     tree["profile"] = path.stem
     vocab_size = tree.get("tokenizer", {}).get("vocab_size")
     if isinstance(tree.get("model"), dict) and vocab_size is not None:
-        if tree["model"].setdefault("vocab_size", vocab_size) != vocab_size:
+        given = tree["model"].setdefault("vocab_size", vocab_size)
+        if given != vocab_size:
             raise ConfigError(
-                f"model.vocab_size={tree['model']['vocab_size']} but tokenizer.vocab_size={vocab_size}; "
+                f"model.vocab_size={given} but tokenizer.vocab_size={vocab_size}; "
                 "set tokenizer.vocab_size only"
             )
     return _build(Config, tree, "")
@@ -215,9 +219,8 @@ def _override(tree: dict, dotted: str, value: Any) -> None:
     node = tree
     for i, name in enumerate(parents):
         if not isinstance(node.get(name), dict):
-            raise ConfigError(
-                f"override {dotted!r}: no section {'.'.join(parents[: i + 1])!r}" + _hint(name, node)
-            )
+            section = ".".join(parents[: i + 1])
+            raise ConfigError(f"override {dotted!r}: no section {section!r}" + _hint(name, node))
         node = node[name]
     node[leaf] = value
 

@@ -34,7 +34,7 @@ def report(profile: str) -> list[str]:
         f"{os.cpu_count()} CPU cores, GPU: {gpu}",
         f"memory {machine.available / 2**30:.1f} of {machine.total / 2**30:.1f} GiB free",
         f"disk {disk.free / 2**30:.1f} GiB free beside the checkout",
-        f"download cache {cache}: {'there' if cache.is_dir() else 'empty, filled by the first run'}",
+        f"cache {cache}: {'there' if cache.is_dir() else 'empty, filled by the first run'}",
         f"profile {config.profile}:",
         *(f"  {reason}" for reason in runtime.setup(config.runtime, seed=0).reasons),
     ]

@@ -1,8 +1,9 @@
-"""House style: one function per kind of figure. Each takes data and returns the matplotlib ``Axes``.
+"""House style: one function per kind of figure. Each takes data and returns matplotlib ``Axes``.
 
-A figure carries one finding, and the title says it. Axes have units. The baseline is drawn, intervals are drawn
-where there is chance. Colours are Okabe and Ito's, which colour-blind readers tell apart; lines also differ in
-dashes and bars keep their order, so a grey print still reads. Nothing here computes a result.
+A figure carries one finding, and the title says it. Axes have units. The baseline is drawn, and
+intervals where there is chance. Colours are Okabe and Ito's, which colour-blind readers tell apart;
+lines also differ in dashes and bars keep their order, so a grey print still reads. Nothing here
+computes a result.
 
     lines          curves over steps, tokens or length, with bands and horizontal reference lines
     bars           one value per name
@@ -135,7 +136,7 @@ def grouped_bars(
     baseline: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """``series[label]`` holds one value per group; ``intervals[label]`` one (low, high) per group."""
+    """``series[label]`` has one value per group; ``intervals[label]`` one (low, high) each."""
     with plt.rc_context(STYLE):
         ax = _axes(ax, width=max(6.0, 1.1 * len(groups)))
         width = 0.8 / len(series)

@@ -1,11 +1,12 @@
 """Device, dtype, seed and thread policy, each with its reason.
 
-Equal seeds give equal bits on one machine: threads are fixed by the profile (a different thread count
-sums in a different order) and torch is asked for deterministic algorithms.
+Equal seeds give equal bits on one machine: threads are fixed by the profile (a different thread
+count sums in a different order) and torch is asked for deterministic algorithms.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kexa.config import RuntimeConfig
+from kexa.config import ConfigError, RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ def setup(config: RuntimeConfig, seed: int) -> Runtime:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     seed_everything(seed)
     cuda = torch.cuda.is_available()
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"runtime.device={config.device!r}; use 'auto', 'cpu' or 'cuda'")
     if config.device == "cuda" and not cuda:
-        raise ValueError("runtime.device is 'cuda' but torch sees no GPU; set it to 'auto' or 'cpu'")
+        raise ConfigError("runtime.device='cuda' but torch sees no GPU; set 'auto' or 'cpu'")
     device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
     on_gpu = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
@@ -44,7 +47,9 @@ def setup(config: RuntimeConfig, seed: int) -> Runtime:
         f"device {device}: " + ("torch sees a GPU" if on_gpu else "no GPU asked for or found"),
         f"compute dtype {str(dtype).removeprefix('torch.')}: "
         + ("tensor cores take bfloat16" if on_gpu else "fp32 is the fast dtype of this CPU path"),
-        f"FP8 {'hardware' if has_fp8 else 'emulated'}: compute capability {capability[0]}.{capability[1]}",
+        "FP8 in hardware: compute capability 8.9 or newer"
+        if has_fp8
+        else "FP8 emulated: hardware has it from compute capability 8.9",
         f"threads {config.threads}: fixed by the profile so that results repeat",
         f"seed {seed}",
     )
@@ -65,4 +70,6 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
 
 def _number(name: str | int) -> int:
-    return name if isinstance(name, int) else int.from_bytes(name.encode()[:16].ljust(16, b"\0"), "big")
+    if isinstance(name, int):
+        return name
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")

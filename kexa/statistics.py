@@ -4,12 +4,13 @@
     mean_interval    the mean of independent values (rewards over prompts, losses over seeds)
     paired_interval  the mean of after - before on the same items: what a before/after claim needs
 
-Wilson (1927): for p successes in n trials and the normal quantile z,
+Wilson (1927): for a share p of n trials and the normal quantile z,
 
-    centre = (p/n + z^2 / 2n) / (1 + z^2 / n),   half = z sqrt(p/n (1 - p/n) / n + z^2 / 4n^2) / (1 + z^2 / n)
+    centre = (p + z^2 / 2n) / (1 + z^2 / n)
+    half   = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n)
 
-which stays inside [0, 1] and is honest at 0 and n, where the textbook interval has width zero. Means use
-Student's t, so five seeds get the wide interval they deserve. Pure functions, numpy only.
+which stays inside [0, 1] and is honest at 0 and n, where the textbook interval has width zero.
+Means use Student's t, so five seeds get the wide interval they deserve. Numpy only.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def _t_cdf(t: float, degrees: int) -> float:
-    """P(T <= t) for t >= 0 and whole degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """P(T <= t) for t >= 0, whole degrees of freedom: Abramowitz and Stegun 26.7.3, 26.7.4."""
     theta = math.atan(t / math.sqrt(degrees))
     cos2 = math.cos(theta) ** 2
     odd = degrees % 2
