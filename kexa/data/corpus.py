@@ -117,7 +117,7 @@ def build(config: DataConfig, cards: Iterable[Card]) -> tuple[list[Document], li
         pooled: dict[str, list[Document]] = {}
         counts: list[tuple[Card, str, int, Counter[str]]] = []
         for card in (c for c in cards if c.origin == origin):
-            candidates, read, rejected = _filtered(card, seen)
+            candidates, read, rejected = _filtered(card, seen, config.bytes_per_category)
             for category, documents in candidates.items():
                 pooled.setdefault(category, []).extend(documents)
                 counts.append((card, category, read[category], rejected[category]))
@@ -150,18 +150,20 @@ def split(documents: Iterable[Document], intake: list[Intake], heldout_share: fl
 
 def measure(card: Card) -> dict[str, int]:
     """UTF-8 bytes per category that a source gives after filters: the figures in its card."""
-    candidates, _, _ = _filtered(card, set())
+    candidates, _, _ = _filtered(card, set(), 0)
     return {c: sum(d.bytes for d in documents) for c, documents in candidates.items()}
 
 
-def _filtered(card: Card, seen: set[str]):
-    """Documents of one source by category, with counts of documents read and rejected."""
+def _filtered(
+    card: Card, seen: set[str], quota: int
+) -> tuple[dict[str, list[Document]], Counter[str], dict[str, Counter[str]]]:
+    """Documents of one source by category, with counts of documents read and of rejections."""
     candidates: dict[str, list[Document]] = {}
     read: Counter[str] = Counter()
     rejected: dict[str, Counter[str]] = {}
-    for category, name, text in _raw(card):
+    for category, name, text in _raw(card, quota):
         read[category] += 1
-        bucket = candidates.setdefault(category, [])
+        kept = candidates.setdefault(category, [])
         counts = rejected.setdefault(category, Counter())
         text = filters.normalize(text)
         reason = filters.reject(text, category)
@@ -174,19 +176,25 @@ def _filtered(card: Card, seen: set[str]):
             counts["duplicate"] += 1
             continue
         seen.add(document.hash)
-        bucket.append(document)
+        kept.append(document)
     return candidates, read, rejected
 
 
-def _raw(card: Card) -> Iterator[readers.Raw]:
+def _raw(card: Card, quota: int) -> Iterator[readers.Raw]:
+    """Everything a source holds; of a hub dataset, which may never end, one and a half quotas."""
     if card.kind == "hub":
-        [category] = card.categories
-        for i, row in enumerate(sources.rows(card)):
-            yield category, str(i), row[card.reader]
+        for category in card.categories:
+            size = 0
+            for i, row in enumerate(sources.rows(card, category)):
+                text = row[card.reader]
+                size += len(text.encode("utf-8"))
+                yield category, f"{category}/{i}", text
+                if size > 1.5 * quota:
+                    break
     elif card.reader not in readers.READERS:
         raise SourceError(
-            f"data_cards/{card.name}.md names reader {card.reader!r}; "
-            f"readers: {', '.join(readers.READERS)}"
+            f"data_cards/{card.name}.md names reader {card.reader!r}, which reads no corpus text; "
+            f"take it out of data.sources, or name one of {', '.join(readers.READERS)}"
         )
     else:
         yield from readers.READERS[card.reader](sources.files(card))

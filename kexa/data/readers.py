@@ -22,6 +22,11 @@ Files = Mapping[str, bytes]
 CATALOGUE_CHARACTERS = 1500
 _MATH = re.compile(r":math:|\.\. math::|\\frac|\\sum|\\int|\\sqrt|\$[^$]+\$|>>>")
 _TAG = re.compile(r"<[^>]+>")
+# what stands around the text of a help page: everything up to the article, and from its end on
+_FRAME = re.compile(
+    r"""(?s)\A.*?id="DisplayArea"[^>]*>|<div (?:id="SearchFrame"|class="navfooter").*\Z"""
+    r"""|<div class="navheader">.*?</table>|<(script|style|head|nav)\b.*?</\1>"""
+)
 _LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
 
 
@@ -148,7 +153,7 @@ def html_help(files: Files) -> Iterator[Raw]:
     for name in files:
         match = re.search(rf"/({'|'.join(_LANGUAGES)})(?:-US)?/(?:.*/)?[\w.-]+\.html$", name)
         if match:
-            body = re.sub(r"(?s)<(script|style|head|nav).*?</\1>", " ", files[name].decode("utf-8"))
+            body = _FRAME.sub(" ", files[name].decode("utf-8"))
             body = re.sub(r"(?i)</(p|h\d|li|td|div)>|<br ?/?>", "\n", body)
             lines = (
                 " ".join(line.split()) for line in html.unescape(_TAG.sub(" ", body)).splitlines()

