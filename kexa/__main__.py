@@ -4,6 +4,7 @@ failed, 2 a bad argument, config or output directory, 130 interrupted."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -93,9 +94,11 @@ def _run(options: argparse.Namespace) -> int:
         targets = everything
     try:
         pipeline.run(targets, options.force)
-    finally:
-        page = write_report(pipeline)
-    print(f"report: {page}")
+    except BaseException:
+        with contextlib.suppress(OSError):  # what stopped the run is the news
+            write_report(pipeline)
+        raise
+    print(f"report: {write_report(pipeline)}")
     return 0
 
 
