@@ -119,6 +119,8 @@ def load_hf(path: str | Path, dtype: torch.dtype | None = None) -> KexaForCausal
         hint = "; set num_nextn_predict_layers to 0 to load without MTP" if _only_mtp(missing) else ""
         raise ValueError(f"checkpoint lacks tensor {min(missing)!r} and {len(missing) - 1} others{hint}")
     model.load_state_dict(state, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     for layer in model.moe_layers:
         layer.load_E = torch.zeros(config.num_experts)
     return model.eval()

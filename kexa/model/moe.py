@@ -129,7 +129,7 @@ class SparseMoE(nn.Module):
             best = group_score.topk(self.topk_group, dim=-1).indices
             kept = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, best, True)
             biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
-        return biased_NE.topk(self.top_k, dim=-1).indices
+        return biased_NE.topk(self.top_k, dim=-1, sorted=False).indices
 
     def _count(self, scores_NE: Tensor, hits_NE: Tensor, weight_BT: Tensor | None, shape: torch.Size) -> None:
         scores_BTE, hits_BTE = scores_NE.unflatten(0, shape), hits_NE.unflatten(0, shape)
