@@ -93,18 +93,23 @@ def load_corpus(config: DataConfig) -> Corpus:
     with FileLock(f"{path}.lock"):
         if not path.is_file():
             documents, intake = build(config, cards)
-            lines = [json.dumps([asdict(i) for i in intake], ensure_ascii=False)]
-            lines += [json.dumps(asdict(d), ensure_ascii=False) for d in documents]
+            head = {"intake": [asdict(i) for i in intake], "documents": len(documents)}
+            lines = [json.dumps(x, ensure_ascii=False) for x in (head, *map(asdict, documents))]
             write_atomic(path, "\n".join(lines) + "\n")
         lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        intake = [Intake(**i) for i in json.loads(lines[0])]
+        head = json.loads(lines[0])
+        intake = [Intake(**i) for i in head["intake"]]
         documents = [Document(**json.loads(line)) for line in lines[1:-1]]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise SourceError(
-            f"cached corpus {path} is corrupt ({error}); delete it and run again"
-        ) from error
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise _corrupt(path, str(error)) from error
+    if len(documents) != head["documents"]:
+        raise _corrupt(path, f"{len(documents)} documents, expected {head['documents']}")
     return split(documents, intake, config.heldout_share)
+
+
+def _corrupt(path: Path, why: str) -> SourceError:
+    return SourceError(f"cached corpus {path} is corrupt ({why}); delete it and run again")
 
 
 def build(config: DataConfig, cards: Iterable[Card]) -> tuple[list[Document], list[Intake]]:

@@ -28,7 +28,7 @@ _SCRIPT_SHARE = {"ko": 0.25, "ja": 0.15, "vi": 0.03}  # of all letters
 _FUNCTION_WORDS = {
     "en": "the of and to in is a for that with as on by from are this be or an it not",
     "es": "de la el en y que los las se del una un por con para es al como su no más",
-    "de": "der die und das in den von zu ist mit für ein eine des im auf nicht sie dem wird",
+    "de": "der die und das in den von zu ist mit für ein eine des im auf nicht dem werden wird",
 }
 _FUNCTION_SHARE = 0.12  # of all words; running text has 0.25 to 0.5
 _WORD = re.compile(r"\w+")

@@ -70,16 +70,9 @@ def korean_manuals(files: Files) -> Iterator[Raw]:
 
 
 def _join_broken_lines(text: str) -> str:
-    """A line that ends in a Hangul letter after 35 or more characters runs on into the next."""
-    out: list[str] = []
-    for line in text.splitlines():
-        if out and len(out[-1]) >= 35 and re.search(r"[\uac00-\ud7a3,] ?$", out[-1]):
-            out[-1] = (
-                f"{out[-1].rstrip()} {line.strip()}" if out[-1].endswith(" ") else out[-1] + line
-            )
-        else:
-            out.append(line)
-    return "\n".join(out)
+    """A line of 35 or more characters that ends in Hangul or a comma runs on into the next."""
+    text = re.sub(r"(?m)^(.{34,}[\uac00-\ud7a3,]) \n", r"\1 ", text)
+    return re.sub(r"(?m)^(.{34,}[\uac00-\ud7a3,])\n", r"\1", text)
 
 
 def node_docs(files: Files) -> Iterator[Raw]:

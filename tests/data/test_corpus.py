@@ -1,0 +1,102 @@
+"""The corpus is deterministic, split by hash, free of duplicates, and prefers human text."""
+
+import dataclasses
+import json
+
+import pytest
+
+from kexa.config import DataConfig
+from kexa.data import corpus, sources
+from kexa.data.corpus import Document, build, load_corpus, split
+from kexa.data.sources import SourceError, load_card
+
+CODE = "".join(f"def function_{i}(argument):\n    return argument + {i}\n\n" for i in range(6))
+
+
+def program(i):
+    return CODE.replace("function", f"function_{i}")
+
+
+@pytest.fixture
+def two_sources(cache, make_wheel, write_card, monkeypatch):
+    """A human source of 40 programs and a machine source that repeats half and adds 40 others."""
+    human = {f"h/{i}.py": program(i) for i in range(40)}
+    machine = {f"m/{i}.py": program(i) for i in range(20, 80)}
+    write_card("human", sha256=make_wheel("human", human))
+    folder = write_card("machine", sha256=make_wheel("machine", machine), origin="machine")
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    return DataConfig(("machine", "human"), 10**6, 0.2)
+
+
+def test_no_text_stands_twice_or_on_both_sides(two_sources):
+    loaded = load_corpus(two_sources)
+    train = [d.text for d in loaded.train["code"]]
+    heldout = [d.text for d in loaded.heldout["code"]]
+    assert len(train) + len(heldout) == len(set(train + heldout)) == 80
+    assert 0 < len(heldout) < 40
+
+
+def test_the_second_load_equals_the_first_and_comes_from_the_cache(two_sources, monkeypatch):
+    first = load_corpus(two_sources)
+    monkeypatch.setattr(corpus, "build", lambda *_: pytest.fail("built again"))
+    assert load_corpus(two_sources) == first
+
+
+def test_a_changed_config_or_card_builds_again(two_sources, write_card, tmp_path):
+    load_corpus(two_sources)
+    load_corpus(dataclasses.replace(two_sources, heldout_share=0.5))
+    card = tmp_path / "cards" / "human.md"
+    card.write_text(card.read_text().replace("Tests.", "Tests of the corpus."))
+    load_corpus(two_sources)
+    assert len(list((sources.cache_dir() / "corpus").glob("*.jsonl"))) == 3
+
+
+def test_human_text_comes_first_and_machine_text_fills_up(two_sources):
+    cards = [sources.load_card(n) for n in two_sources.sources]
+    size = len(program(0).encode())
+    documents, _ = build(dataclasses.replace(two_sources, bytes_per_category=30 * size), cards)
+    assert {d.source for d in documents} == {"human"}
+    documents, intake = build(dataclasses.replace(two_sources, bytes_per_category=50 * size), cards)
+    by_source = {i.source: i for i in intake}
+    assert by_source["human"].kept == 40
+    assert 9 <= by_source["machine"].kept <= 11
+    assert by_source["machine"].rejected["duplicate"] == 20
+    for i in intake:
+        assert i.read == i.kept + sum(i.rejected.values())
+
+
+def test_adding_documents_moves_none_to_the_other_side():
+    documents = [Document(f"text {i}", "s", "en", "en", str(i)) for i in range(500)]
+    few, many = split(documents[:200], [], 0.1), split(documents, [], 0.1)
+    assert set(few.heldout["en"]) <= set(many.heldout["en"])
+    assert set(few.train["en"]) <= set(many.train["en"])
+    assert 30 <= len(many.heldout["en"]) <= 70
+
+
+def test_a_corrupt_built_corpus_is_named_with_the_remedy(two_sources):
+    load_corpus(two_sources)
+    [path] = (sources.cache_dir() / "corpus").glob("*.jsonl")
+    whole = path.read_text()
+    for broken in (whole[:-40], whole[: len(whole) // 2], whole[:20], "", whole.replace("{", "[")):
+        path.write_text(broken)
+        with pytest.raises(SourceError, match=r"is corrupt .*delete it and run again"):
+            load_corpus(two_sources)
+
+
+def test_no_sources_and_a_source_that_is_no_text():
+    with pytest.raises(SourceError, match=r"data.sources is empty"):
+        load_corpus(DataConfig((), 1, 0.1))
+    with pytest.raises(SourceError, match=r"humaneval.*reads no corpus text"):
+        load_corpus(DataConfig(("humaneval",), 1, 0.1))
+
+
+def test_a_hub_stream_stops_after_its_quota(cache, tmp_path, write_card, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": program(i)}) + "\n" for i in range(200)))
+    folder = write_card("hub", kind="hub", package=str(rows), sha256='""', reader="text")
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    size = len(program(0).encode())
+    loaded = load_corpus(DataConfig(("hub",), 20 * size, 0.2))
+    [intake] = loaded.intake
+    assert 20 <= intake.kept <= 22
+    assert intake.read < 40
