@@ -18,8 +18,8 @@ JAPANESE = (
     "いつでも変更することができます。家系図は印刷できます。"
 )
 VIETNAMESE = (
-    "Chương trình này giúp bạn ghi lại lịch sử gia đình. Để thêm một người, hãy nhấn nút trên thanh "
-    "công cụ rồi nhập tên và ngày sinh. Sau khi lưu, bạn có thể thay đổi các thông tin đó."
+    "Chương trình này giúp bạn ghi lại lịch sử gia đình. Để thêm một người, hãy nhấn nút trên "
+    "thanh công cụ rồi nhập tên và ngày sinh. Sau khi lưu, bạn có thể thay đổi các thông tin đó."
 )
 SPANISH = (
     "El río nace en las colinas al norte de la ciudad y corre durante noventa millas al mar. "
