@@ -166,6 +166,59 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning: what it is made of and how long it lasts."""
+
+    examples: dict[str, int]  # conversations drawn per task family (math, instruction)
+    max_terms: int  # size of the sums, in training and in every later stage: numbers in one
+    max_number: int  # and the largest of them
+    reasoning_ratio: float  # reported: 1.5 reasoning tokens to 1 non-reasoning (EXAONE 4.0)
+    sequence_length: int
+    batch_size: int  # sequences per optimizer step
+    steps: int
+    learning_rate: float
+    warmup_share: float
+    decay_share: float
+    weight_decay: float
+    heldout_prompts: int  # per task family, for accuracy before and after
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """AGAPO. None of these values is published."""
+
+    iterations: int  # rollout batches
+    prompts: int  # B: prompts per rollout batch, half of each task family
+    group_size: int  # G: responses per prompt
+    updates: int  # optimizer steps per rollout batch: all but the first are off-policy
+    epsilon: float  # upper truncation of importance ratios
+    temperature: float
+    max_new_tokens: int
+    learning_rate: float
+    weight_decay: float
+    heldout_prompts: int  # per task family
+    heldout_samples: int  # responses per held-out prompt, before and after
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """GROUPER. None of these values is published (SimPER: learning rate 3e-7 to 1e-6, one epoch)."""
+
+    prompts: int  # offline groups
+    group_size: int  # G: responses per prompt
+    rule_weight: float  # share of the rule's verdict where a prompt has one
+    judge: str  # "rules", or the base URL of an OpenAI-compatible server
+    temperature: float
+    max_new_tokens: int
+    batch_prompts: int  # groups per optimizer step
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    heldout_prompts: int
+    heldout_samples: int  # responses per held-out prompt, before and after
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile. ``model.vocab_size`` always equals ``tokenizer.vocab_size``."""
 
@@ -175,6 +228,9 @@ class Config:
     data: DataConfig
     tokenizer: TokenizerConfig
     pretrain: PretrainConfig
+    sft: SFTConfig
+    rl: RLConfig
+    preference: PreferenceConfig
 
 
 def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
