@@ -112,15 +112,15 @@ class Muon(torch.optim.Optimizer):
                 p.add_(o.to(p.dtype), alpha=step)
 
 
-def orthogonalize(x_BMN: Tensor) -> Tensor:
-    """Newton-Schulz on a batch of matrices: singular values go to about 1, singular vectors stay.
+def orthogonalize(x: Tensor) -> Tensor:
+    """Newton-Schulz on ``[..., m, n]``: singular values go to about 1, singular vectors stay.
 
     Returns a new tensor of the same shape, in the dtype it ran in: fp32 on CPU, bf16 on GPU, and
         fp64 for fp64.
     """
     a, b, c = NEWTON_SCHULZ
-    tall = x_BMN.shape[-2] > x_BMN.shape[-1]
-    x = x_BMN.mT if tall else x_BMN
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     if x.dtype != torch.float64:
         x = x.float()
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -128,8 +128,7 @@ def orthogonalize(x_BMN: Tensor) -> Tensor:
         x = x.bfloat16()
     for _ in range(NEWTON_SCHULZ_STEPS):
         a_MM = x @ x.mT
-        poly = torch.baddbmm(a_MM, a_MM, a_MM, beta=b, alpha=c)
-        x = torch.baddbmm(x, poly, x, beta=a)
+        x = a * x + (b * a_MM + c * (a_MM @ a_MM)) @ x
     return x.mT if tall else x
 
 
