@@ -202,7 +202,7 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """GROUPER. None of these values is published (SimPER: learning rate 3e-7 to 1e-6, one epoch)."""
+    """GROUPER. None of these values is published (SimPER: learning rate 3e-7 to 1e-6, 1 epoch)."""
 
     prompts: int  # offline groups
     group_size: int  # G: responses per prompt
@@ -219,6 +219,28 @@ class PreferenceConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How many items of each benchmark are used, and how long a reply may be."""
+
+    choices: int  # items per multiple-choice benchmark
+    problems: int  # items per benchmark whose answer is written
+    programs: int  # HumanEval problems
+    max_new_tokens: int  # per written answer
+    program_tokens: int  # per HumanEval completion
+    program_seconds: int  # CPU time of a program
+    parse_floor: float  # least share of readable replies for a score to count
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Who judges the responses of the safety set, and how long they may be."""
+
+    judge: str  # "rules", or the base URL of an OpenAI-compatible server
+    judge_model: str  # the model asked there
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile. ``model.vocab_size`` always equals ``tokenizer.vocab_size``."""
 
@@ -231,6 +253,8 @@ class Config:
     sft: SFTConfig
     rl: RLConfig
     preference: PreferenceConfig
+    evaluation: EvaluationConfig
+    safety: SafetyConfig
 
 
 def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

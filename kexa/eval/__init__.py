@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks with intervals, and safety under a taxonomy of risks."""

@@ -1,0 +1,240 @@
+"""Run benchmarks on a model: likelihood for choices, greedy writing for problems, with intervals.
+
+    choice      argmax over options o of  log p(o | prompt) / bytes(o)
+    problem     reply = greedy decoding; check(reply) is right, wrong or unreadable
+    accuracy    right / n with Wilson's interval; an unreadable reply is not right
+    parse rate  share of replies that could be read
+
+A score of zero is two different findings: a model that answers wrongly, and a harness that cannot
+read the answers. The parse rate tells them apart, and :func:`require_readable` fails a run rather
+than report the second as the first.
+
+Legend: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from kexa.data import Document
+from kexa.data.chat import encode_chat, parse_reply
+from kexa.eval.items import Benchmark, Choice, Problem
+from kexa.model import KexaForCausalLM
+from kexa.model.generate import sample
+from kexa.statistics import Interval, wilson
+
+_WORD = re.compile(r"\w+")
+
+
+class UnreadableReplies(ValueError):
+    """A benchmark whose replies could not be read often enough for its score to mean anything."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one benchmark; ``outcomes`` are right, wrong or unreadable, item by item."""
+
+    benchmark: str
+    category: str
+    outcomes: tuple[str, ...]
+    chance: float
+    replies: tuple[str, ...] = ()  # what was written, for problems
+
+    @property
+    def n(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of right answers."""
+        return wilson(self.outcomes.count("right"), self.n)
+
+    @property
+    def parse_rate(self) -> float:
+        """Share of answers that could be read; 1 for choices."""
+        return 1 - self.outcomes.count("unreadable") / self.n
+
+
+def evaluate(
+    model: KexaForCausalLM,
+    tokenizer: Tokenizer,
+    benchmark: Benchmark,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> Score:
+    """Score one benchmark.
+
+    Args:
+        max_new_tokens: most tokens written per problem; not used for choices.
+
+    Raises:
+        ValueError: a benchmark without items.
+    """
+    if not benchmark.items:
+        raise ValueError(f"benchmark {benchmark.name!r} has no items")
+    choices = [i for i in benchmark.items if isinstance(i, Choice)]
+    if choices:
+        outcomes, replies = _choices(model, tokenizer, choices, batch_size), ()
+    else:
+        outcomes, replies = _problems(model, tokenizer, benchmark.items, max_new_tokens, batch_size)
+    return Score(benchmark.name, benchmark.category, outcomes, benchmark.chance, replies)
+
+
+def require_readable(score: Score, floor: float) -> None:
+    """Refuse a score whose parse rate is below the floor.
+
+    Raises:
+        UnreadableReplies: it is; the message shows one reply.
+    """
+    if score.parse_rate < floor:
+        example = score.replies[score.outcomes.index("unreadable")]
+        raise UnreadableReplies(
+            f"{score.benchmark}: only {score.parse_rate:.0%} of {score.n} replies could be read, "
+            f"the floor is {floor:.0%}; one that could not: {example[:120]!r}"
+        )
+
+
+def _choices(
+    model: KexaForCausalLM, tokenizer: Tokenizer, items: Sequence[Choice], batch_size: int
+) -> tuple[str, ...]:
+    pairs, sizes = [], []
+    for item in items:
+        for option in item.options:
+            prompt, continuation = _encode_option(tokenizer, item, option)
+            pairs.append((prompt, continuation))
+            text = tokenizer.decode(continuation, skip_special_tokens=False)
+            sizes.append(max(len(text.encode("utf-8")), 1))
+    scores = continuation_logprobs(model, pairs, batch_size) / np.array(sizes)
+    outcomes, at = [], 0
+    for item in items:
+        best = int(np.argmax(scores[at : at + len(item.options)]))
+        outcomes.append("right" if best == item.answer else "wrong")
+        at += len(item.options)
+    return tuple(outcomes)
+
+
+def _encode_option(tokenizer: Tokenizer, item: Choice, option) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt and of one option; their border is the same for every option."""
+    if isinstance(item.prompt, str):
+        prompt = _encode_plain(tokenizer, item.prompt)
+        return prompt, tokenizer.encode(option, add_special_tokens=False).ids
+    prompt, _ = encode_chat(
+        tokenizer, item.prompt, item.tools, add_generation_prompt=True, enable_thinking=False
+    )
+    whole, _ = encode_chat(tokenizer, [*item.prompt, option], item.tools)
+    if whole[: len(prompt)] != prompt:
+        raise ValueError(f"item {item.id!r}: the chat template does not extend its own prompt")
+    return prompt, whole[len(prompt) :]
+
+
+def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [tokenizer.token_to_id("[BOS]"), *tokenizer.encode(text, add_special_tokens=False).ids]
+
+
+@torch.no_grad()
+def continuation_logprobs(
+    model: KexaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
+) -> np.ndarray:
+    """Sum of log p of each continuation's tokens after its prompt, in nats: float64 [len(pairs)].
+
+    A prompt that leaves too little room is cut on the left.
+    """
+    device = model.lm_head.weight.device
+    limit = model.config.max_position_embeddings
+    rows = [(prompt[len(continuation) - limit :] if len(prompt) + len(continuation) > limit
+             else prompt, continuation) for prompt, continuation in pairs]  # fmt: skip
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    sums = np.empty(len(rows))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        longest = max(len(p) + len(c) for p, c in (rows[i] for i in batch))
+        ids_BT = torch.zeros(len(batch), longest, dtype=torch.int64)
+        for b, i in enumerate(batch):
+            prompt, continuation = rows[i]
+            ids_BT[b, : len(prompt) + len(continuation)] = torch.tensor(prompt + continuation)
+        hidden_BTD = model.hidden_states(ids_BT.to(device))
+        for b, i in enumerate(batch):
+            prompt, continuation = rows[i]
+            at = slice(len(prompt) - 1, len(prompt) + len(continuation) - 1)
+            logprobs_TV = model.lm_head(hidden_BTD[b, at]).float().log_softmax(-1)
+            target_T = torch.tensor(continuation, device=device)
+            sums[i] = logprobs_TV.gather(1, target_T[:, None]).double().sum().item()
+    return sums
+
+
+def _problems(
+    model: KexaForCausalLM,
+    tokenizer: Tokenizer,
+    items: Sequence[Problem],
+    max_new_tokens: int,
+    batch_size: int,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    prompts = [
+        _encode_plain(tokenizer, item.prompt)
+        if isinstance(item.prompt, str)
+        else encode_chat(tokenizer, item.prompt, add_generation_prompt=True, enable_thinking=False)[
+            0
+        ]
+        for item in items
+    ]
+    completions = sample(
+        model, prompts, max_new_tokens, temperature=0.0,
+        stop_ids=(model.config.eos_token_id, model.config.bos_token_id), batch_size=batch_size,
+    )  # fmt: skip
+    replies = []
+    for item, completion in zip(items, completions, strict=True):
+        if isinstance(item.prompt, str):
+            text = tokenizer.decode(completion.tokens, skip_special_tokens=True)
+            replies.append(text.split(item.stop)[0] if item.stop else text)
+        else:
+            replies.append(
+                parse_reply(tokenizer, completion.tokens, enable_thinking=False)["content"]
+            )
+    outcomes = tuple(i.check(reply).outcome for i, reply in zip(items, replies, strict=True))
+    return outcomes, tuple(replies)
+
+
+def contaminated(
+    benchmarks: Iterable[Benchmark], documents: Iterable[Document], n: int = 10
+) -> Mapping[str, list[str]]:
+    """Items whose question shares ``n`` words in a row with a training document, by benchmark.
+
+    chosen: 10 words (GPT-3 used 13 on longer questions). A question shorter than ``n`` words is
+    compared whole. Words are runs of letters and digits: spacing does not hide a copy.
+
+    Raises:
+        ValueError: ``n`` below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} words must be at least 1")
+    benchmarks = list(benchmarks)
+    wanted: dict[tuple[str, ...], set[tuple[str, str]]] = {}
+    lengths = set()
+    for benchmark in benchmarks:
+        for item in benchmark.items:
+            words = _words(item.text())
+            size = min(n, len(words))
+            lengths.add(size)
+            for i in range(len(words) - size + 1):
+                wanted.setdefault(tuple(words[i : i + size]), set()).add((benchmark.name, item.id))
+    found: dict[str, set[str]] = {b.name: set() for b in benchmarks}
+    lengths.discard(0)
+    first = {gram[0] for gram in wanted if gram}
+    for document in documents:
+        words = _words(document.text)
+        for i, word in enumerate(words):
+            if word in first:
+                for size in lengths:
+                    for name, item in wanted.get(tuple(words[i : i + size]), ()):
+                        found[name].add(item)
+    return {name: sorted(items) for name, items in found.items()}
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
