@@ -50,7 +50,8 @@ summary { cursor: pointer; color: var(--soft); font-size: .875rem; margin-top: .
 @media print {
   body { max-width: none; font-size: 10.5pt; padding: 0; }
   h2 { break-after: avoid; } figure, tr, li { break-inside: avoid; }
-  summary { display: none; } details::details-content { content-visibility: visible; } a { text-decoration: none; }
+  summary { display: none; } a { text-decoration: none; }
+  details::details-content { content-visibility: visible; }
 }
 """
 

@@ -145,8 +145,8 @@ def fingerprint(
     known = parameter_names(source)
     extra = {k: v for k, v in (parameters or {}).items() if k in known}
     parts = {"notebook": _code_hash(code_cells(source), stage.source.name)}
-    for module in sorted(_closure(BEGIN | _imports(code_cells(source), "", stage.source.name))):
-        parts[f"module {module}"] = _module_hash(module)
+    for module in sorted(closure(BEGIN | _imports(code_cells(source), "", stage.source.name))):
+        parts[f"module {module}"] = module_hash(module)
     for section in ("runtime", *stage.sections):
         parts[f"config {section}"] = _hash(as_dict(getattr(config, section)))
     if "data" in stage.sections:
@@ -201,7 +201,8 @@ def _cells(source: str) -> Iterator[tuple[str, list[str]]]:
 # -- the import graph
 
 
-def _closure(start: set[str]) -> set[str]:
+def closure(start: Iterable[str]) -> set[str]:
+    """The modules reachable from ``start`` through imports, presentation left out."""
     seen: set[str] = set()
     waiting = list(start)
     while waiting:
@@ -248,7 +249,8 @@ def _path(module: str) -> Path | None:
 
 
 @functools.cache
-def _module_hash(module: str) -> str:
+def module_hash(module: str) -> str:
+    """Hash of a module's code; a package's includes its data files."""
     path = _path(module)
     parts = [_code_hash(path.read_text(encoding="utf-8"), str(path))]
     if path.name == "__init__.py":  # a package answers for its own data files
