@@ -27,10 +27,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from kexa.config import as_dict
 from kexa.record import write_atomic
 
 FORMAT = "kexa-checkpoint-1"
 KEPT = 2
+
+
+def identity(**parts: Any) -> str:
+    """A short hash of everything that makes a run this run: config sections, seed, inputs."""
+    text = json.dumps(parts, sort_keys=True, default=as_dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CheckpointError(ValueError):

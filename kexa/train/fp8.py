@@ -52,7 +52,10 @@ _SMALLEST_NORMAL = 2.0**-6
 
 
 def round_e4m3_(x: Tensor) -> Tensor:
-    """Round fp32 values in -448..448 to the nearest E4M3 value in place, ties to even."""
+    """Round fp32 values in -448..448 to the nearest E4M3 value in place, ties to even.
+
+    A result of zero is +0, whatever the sign of what was rounded.
+    """
     exponent = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=_SMALLEST_NORMAL)
     magic = exponent.mul_(1.5 * 2.0**20)
     return x.add_(magic).sub_(magic)

@@ -209,7 +209,7 @@ class _Trainer:
             loss = self.loss_fn(self.model, {k: v[part].to(device) for k, v in batch.items()})
             (loss.total / self.accumulate).backward()
             for name, value in loss._asdict().items():
-                sums[name] = sums.get(name, 0.0) + float(value) / self.accumulate
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
         return sums
 
     def _skip(self, loss: float, grad_norm: float) -> bool:

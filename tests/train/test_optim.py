@@ -6,10 +6,8 @@ import math
 import pytest
 import torch
 
-from kexa import config
-from kexa.config import ModelConfig
-from kexa.model import KexaForCausalLM
 from kexa.train import Muon, build_optimizers, grouping, orthogonalize
+from tests.train.conftest import OPTIMIZATION
 
 A, B, C = 3.4445, -4.7750, 2.0315
 
@@ -122,29 +120,8 @@ def test_muon_refuses_vectors_and_uneven_parts():
         Muon([torch.nn.Parameter(torch.zeros(3, 4))], lr=0.1, parts=2)
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return KexaForCausalLM(
-        ModelConfig(
-            vocab_size=64,
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            intermediate_size=32,
-            moe_intermediate_size=8,
-            num_experts=4,
-            num_experts_per_tok=2,
-            max_position_embeddings=64,
-            num_nextn_predict_layers=1,
-        )
-    )
-
-
 def test_every_parameter_has_one_optimizer(model):
-    muon, adam = build_optimizers(model, config.load("smoke").pretrain)
+    muon, adam = build_optimizers(model, OPTIMIZATION)
     names = {p: name for name, p in model.named_parameters()}
     taken = [[names[p] for g in o.param_groups for p in g["params"]] for o in (muon, adam)]
     assert sorted(taken[0] + taken[1]) == sorted(names.values())
@@ -159,7 +136,7 @@ def test_every_parameter_has_one_optimizer(model):
 
 
 def test_norms_do_not_decay(model):
-    _, adam = build_optimizers(model, config.load("smoke").pretrain)
+    _, adam = build_optimizers(model, OPTIMIZATION)
     for group in adam.param_groups:
         is_vector = group["params"][0].ndim == 1
         assert (group["weight_decay"] == 0) == is_vector
@@ -176,6 +153,6 @@ def test_grouping_counts_every_parameter(model):
 def test_frozen_parameters_are_left_out(model):
     router = model.model.layers[1].mlp.gate.weight
     router.requires_grad_(False)
-    _, adam = build_optimizers(model, config.load("smoke").pretrain)
+    _, adam = build_optimizers(model, OPTIMIZATION)
     router.requires_grad_(True)
     assert all(p is not router for g in adam.param_groups for p in g["params"])
