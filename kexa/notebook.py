@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kexa import lock, stages
 from kexa.config import ROOT, ConfigError
@@ -37,16 +38,19 @@ from kexa.pipeline import (
 from kexa.record import Run, peak_memory_gib
 from kexa.stages import Stage, VisibleConfig
 
+if TYPE_CHECKING:
+    import torch
+
 _held = contextlib.ExitStack()  # the lock of the stage that this process has begun by hand
 
 
 class NotebookRun(Run):
-    """The record of the stage of a running notebook."""
+    """The record of the stage of a running notebook; ``device`` is where its model belongs."""
 
-    def __init__(self, stage: Stage, pipeline: Pipeline):
+    def __init__(self, stage: Stage, pipeline: Pipeline, device: torch.device):
         config = VisibleConfig(pipeline.config, stage)
         super().__init__(stage.name, config, pipeline.seed, pipeline.directory(stage))
-        self.pipeline, self._source = pipeline, stage
+        self.pipeline, self.device, self._source = pipeline, device, stage
         self._fingerprint, self._begun = pipeline.fingerprint(stage), time.perf_counter()
 
     def finish(self) -> None:
@@ -78,15 +82,15 @@ def begin(stage: str, profile: str, seed: int = 0, out_dir: str = "") -> Noteboo
     _refuse_unknown_parameters(this)
     parameters = json.loads(os.environ.get(PARAMETERS, "{}"))
     pipeline = open_pipeline(profile, out_dir, seed, parameters)
-    for reason in runtime.setup(pipeline.config.runtime, seed).reasons:
-        print(reason)
+    chosen = runtime.setup(pipeline.config.runtime, seed)
+    print("\n".join(chosen.reasons))
     if token := os.environ.get(TOKEN):
         lock.register(pipeline.out, this.name, token)
     else:
         _held.close()
         _held.enter_context(lock.hold(pipeline.out, this.name))
         clear(pipeline.directory(this))
-    return NotebookRun(this, pipeline)
+    return NotebookRun(this, pipeline, chosen.device)
 
 
 def require(run: NotebookRun, stage: str) -> Path:
