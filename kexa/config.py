@@ -157,12 +157,18 @@ class PretrainConfig:
     batch_size: int  # sequences per optimizer step
     stage_steps: dict[str, int]  # foundation, domain, reasoning
     mixtures: dict[str, dict[str, float]]  # per stage: weight of each category
-    learning_rate: float
+    synthetic_documents: dict[str, int]  # how many documents of each synthetic kind are made
+    learning_rate: float  # reported: peak 3e-4
     warmup_share: float
     decay_share: float
     weight_decay: float
+    accumulate: int  # micro-batches per optimizer step
+    mtp_weight: float  # reported: 0.05
+    balance_weight: float  # reported: 1e-4
+    balance_step: float  # reported: 1e-4 per optimizer step
     numerics: str  # "fp8", "bf16" or "fp32"
     checkpoint_every: int  # optimizer steps
+    validation_rows: int  # held-out sequences per category
 
 
 @dataclass(frozen=True)
@@ -279,7 +285,7 @@ def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
         _override(tree, dotted, value)
     tree["profile"] = path.stem
     vocab_size = tree.get("tokenizer", {}).get("vocab_size")
-    if isinstance(tree.get("model"), dict) and vocab_size is not None:
+    if isinstance(tree.get("model"), dict) and type(vocab_size) is int:
         given = tree["model"].setdefault("vocab_size", vocab_size)
         if given != vocab_size:
             raise ConfigError(

@@ -38,7 +38,14 @@ TOKEN = "KEXA_STAGE_TOKEN"  # in a kernel's environment: the lock it may write u
 PARAMETERS = "KEXA_PARAMETERS"  # likewise: what `kexa run -p` set, for `require`
 SPEAKING = (  # errors whose message is all a user needs: no traceback
     *("Busy", "CheckFailed", "CheckpointError", "ConfigError", "SourceError", "StageFailed"),
-    *("TrainingDiverged", "OSError", "FileNotFoundError", "NotADirectoryError", "PermissionError"),
+    *(
+        "TrainingDiverged",
+        "UnreadableReplies",
+        "OSError",
+        "FileNotFoundError",
+        "NotADirectoryError",
+        "PermissionError",
+    ),
 )
 
 

@@ -49,7 +49,8 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     scale = 1 + z**2 / n
     centre = (share + z**2 / (2 * n)) / scale
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / scale
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # at 0 and n the bound is exactly 0 or 1; rounding must not put the share outside
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def mean_interval(x: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:

@@ -1,0 +1,23 @@
+"""What applies to every test: the order, and the one reason to skip.
+
+Skips are listed in tests/SKIPS.md with the condition that ends them; there are no retries.
+"""
+
+from __future__ import annotations
+
+import matplotlib
+import pytest
+
+matplotlib.use("agg")
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks last: a unit test that fails says more, sooner. GPU tests run where one is."""
+    items.sort(key=lambda item: item.get_closest_marker("notebooks") is not None)
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))

@@ -1,0 +1,79 @@
+"""Every kind of figure draws what it was given, with its title, units and reference lines."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from kexa import plot
+
+FIGURES = {
+    "lines": lambda: plot.lines(
+        {"a": ([1, 2, 3], [3, 2, 1]), "b": ([1, 2, 3], [1, 1, 1])}, "Finding", "step", "nats",
+        bands={"a": ([2, 1, 0], [4, 3, 2])}, hlines={"entropy": 2.5}, logx=True,
+    ),
+    "bars": lambda: plot.bars(
+        {"en": 1.0, "ko": 2.0}, "Finding", "bytes/token", intervals={"en": (0, 2), "ko": (1, 3)},
+        baseline={"chance": 0.5},
+    ),
+    "grouped_bars": lambda: plot.grouped_bars(
+        ["en", "ko"], {"a": [1, 2], "b": [2, 3]}, "Finding", "bytes/token",
+        intervals={"a": [(0, 2), (1, 3)], "b": [(1, 3), (2, 4)]},
+    ),
+    "heatmap": lambda: plot.heatmap(
+        [[0.0, 0.5], [1.0, np.nan]], "Finding", "length (tokens)", "depth (%)", [64, 128], [0, 100],
+        "exact match", 0, 1,
+    ),
+    "histogram": lambda: plot.histogram({"a": [1, 2, 2], "b": [2, 3, 3]}, "Finding", "reward"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=FIGURES)
+def axes(request):
+    yield FIGURES[request.param]()
+    plt.close("all")
+
+
+def test_titles_and_axes_are_set(axes):
+    assert axes.get_title(loc="left") == "Finding"
+    assert axes.get_ylabel()
+    axes.figure.canvas.draw()
+
+
+def test_lines_draws_data_bands_and_references():
+    axes = FIGURES["lines"]()
+    assert [list(line.get_ydata()) for line in axes.get_lines()[:2]] == [[3, 2, 1], [1, 1, 1]]
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.texts] == ["entropy"]
+    assert len(axes.collections) == 1
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    plt.close("all")
+
+
+def test_bars_have_heights_and_intervals():
+    axes = FIGURES["bars"]()
+    assert [patch.get_height() for patch in axes.patches] == [1.0, 2.0]
+    (errors,) = axes.collections
+    assert [segment[:, 1].tolist() for segment in errors.get_segments()] == [[0, 2], [1, 3]]
+    plt.close("all")
+
+
+def test_heatmap_writes_the_values_it_has():
+    axes = FIGURES["heatmap"]()
+    assert [text.get_text() for text in axes.texts] == ["0", "0.5", "1"]
+    plt.close("all")
+
+
+def test_style_does_not_leak():
+    before = dict(plt.rcParams)
+    FIGURES["lines"]()
+    plt.close("all")
+    assert dict(plt.rcParams) == before
+
+
+def test_series_of_a_figure_can_be_told_apart():
+    axes = plot.lines({str(i): ([0, 1], [0, i]) for i in range(8)}, "t", "x", "y")
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == 8
+    plt.close("all")
