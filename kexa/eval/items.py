@@ -250,17 +250,18 @@ def verifiable(
 
 
 def humaneval(limit: int, run: Callable[[str], bool]) -> Benchmark:
-    """HumanEval problems; ``run(program)`` says whether a program with its tests passes."""
-    items = tuple(
-        Problem(
-            problem["task_id"],
-            problem["prompt"],
-            lambda text, problem=problem: _program_verdict(problem, text, run),
-            stop="\ndef ",
-        )
-        for problem in _spread(humaneval_problems(), limit)
-    )
-    return Benchmark("HumanEval", "coding", items, 0.0)
+    """HumanEval problems; ``run(program)`` says whether a program with its tests passes.
+
+    A completion that does not compile is wrong, not unreadable: the format is the language itself.
+    """
+    items = []
+    for problem in _spread(humaneval_problems(), limit):
+
+        def check(text: str, problem: Mapping[str, str] = problem) -> Verdict:
+            return Verdict("right" if run(humaneval_program(problem, text)) else "wrong")
+
+        items.append(Problem(problem["task_id"], problem["prompt"], check, stop="\ndef "))
+    return Benchmark("HumanEval", "coding", tuple(items), 0.0)
 
 
 def humaneval_problems() -> list[dict[str, str]]:
@@ -275,12 +276,3 @@ def humaneval_problems() -> list[dict[str, str]]:
 def humaneval_program(problem: Mapping[str, str], completion: str) -> str:
     """The program that raises unless the completion is right."""
     return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-
-
-def _program_verdict(problem: Mapping[str, str], text: str, run: Callable[[str], bool]) -> Verdict:
-    program = humaneval_program(problem, text)
-    try:
-        compile(program, "program", "exec")
-    except (SyntaxError, ValueError):
-        return Verdict("unreadable")
-    return Verdict("right" if run(program) else "wrong")

@@ -10,6 +10,7 @@ read and open sockets. Run code that you would not run yourself in a container.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,10 +65,16 @@ def run_python(program: str, seconds: int = 5, megabytes: int = 512) -> Outcome:
         try:
             _, stderr = child.communicate(program.encode("utf-8", "replace"), timeout=seconds + 1)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+            _kill_group(child.pid)
             child.communicate()
             return Outcome("timeout", f"stopped after {seconds + 1} s")
+        _kill_group(child.pid)  # what the program left running
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == -signal.SIGKILL or child.returncode == -signal.SIGXCPU:
         return Outcome("timeout", f"stopped after {seconds} s of CPU time")
     return Outcome("failed" if child.returncode else "passed", lines[-1] if lines else "")
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
