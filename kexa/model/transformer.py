@@ -31,6 +31,9 @@ from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
 
 
+ROWS = 256  # rows of logits per slice of the loss: a slice's logits stay in the cache of a CPU
+
+
 class Loss(NamedTuple):
     """Scalars of one batch: ``total`` is minimised, the others are its unweighted parts."""
 
@@ -218,11 +221,15 @@ class KexaForCausalLM(nn.Module):
             same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
             for i in range(ahead):
                 counted_BT = counted_BT & same_BT[:, i : i + length]
-        logits_NV = self.lm_head(hidden_BTD[:, :length].flatten(0, 1))
-        if logits_NV.dtype in (torch.bfloat16, torch.float16):
-            logits_NV = logits_NV.float()
+        # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N = targets_BT.masked_fill(~counted_BT, -100).flatten()
-        total = F.cross_entropy(logits_NV, targets_N, reduction="sum", ignore_index=-100)
+        hidden_ND = hidden_BTD[:, :length].flatten(0, 1)
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
+            logits = self.lm_head(hidden)
+            if logits.dtype in (torch.bfloat16, torch.float16):
+                logits = logits.float()
+            total = total + F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
         return total / counted_BT.sum().clamp(min=1)
 
     def _check(self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None) -> None:
