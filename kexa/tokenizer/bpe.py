@@ -3,19 +3,22 @@
 The library trains BPE only from single characters. To continue from an existing vocabulary we
 
 1. encode the text with the tokenizer so far,
-2. write each token id ``i`` as the one character ``U+F0000 + i`` (planes 15 and 16 hold 131,072 ids),
+2. write each token id ``i`` as the one character ``U+F0000 + i`` (room for 131,072 ids),
 3. train a plain BPE on those strings, cut where no merge may happen, and
 4. translate its merges back to byte-level strings and append them.
 
-BPE applies merges in rank order, so appended merges act on exactly the segmentation they were learned from.
+BPE applies merges in rank order, so appended merges act on exactly the segmentation they were
+learned from.
 
-A merge needs its pair ``MIN_COUNT`` times, so no merge ever crosses a boundary whose two tokens meet less
-often. Cutting there changes nothing that is learned and leaves short strings that repeat, which the trainer
-counts once per distinct string: memory follows the number of distinct phrases, not the length of the text.
+A merge needs its pair ``MIN_COUNT`` times, so no merge ever crosses a boundary whose two tokens
+meet less often. Cutting there changes nothing that is learned and leaves short strings that repeat,
+which the trainer counts once per distinct string: memory follows the number of distinct phrases,
+not the length of the text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +37,7 @@ Merge = tuple[str, str]
 _FIRST_CHARACTER = 0xF0000
 _MAX_IDS = 0x110000 - _FIRST_CHARACTER
 _CUT = " "
+_DECODER = decoders.ByteLevel()
 _DOCUMENTS_PER_BATCH = 512
 _TOKENS_PER_STRING = 1 << 16
 
@@ -49,22 +53,26 @@ class Encoded:
 def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) -> Tokenizer:
     """A stock tokenizer from tokens in id order (special tokens first) and merges in rank order.
 
-    Special tokens are matched after normalisation, so that ``decode(encode(x))`` is the normalised x even
-    where a combining mark follows a special token's last character.
+    Special tokens are matched after normalisation, so that ``decode(encode(x))`` is the normalised
+    x even where a combining mark follows a special token's last character.
     """
     ids = {token: i for i, token in enumerate(vocab)}
     tokenizer = Tokenizer(BPE(vocab=ids, merges=merges))
     tokenizer.normalizer = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}[normalizer]()
     tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=True) for t in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=True) for t in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
 def pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
     """Cut by a regular expression, then write bytes as printable characters."""
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def train(texts: Iterable[str], vocab_size: int, pattern: str, normalizer: str) -> Tokenizer:
@@ -101,25 +109,38 @@ def byte_alphabet() -> list[str]:
     return alphabet
 
 
+@contextlib.contextmanager
+def literal(tokenizer: Tokenizer) -> Iterator[None]:
+    """Within the block the strings of special tokens are ordinary text."""
+    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    yield
+    tokenizer.encode_special_tokens = before
+
+
+def is_text(token: str) -> bool:
+    """Whether a byte-level token string is whole characters, not the bytes of part of one."""
+    return "\ufffd" not in _DECODER.decode([token])
+
+
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Encoded:
-    """Encode all texts into one row. Strings of special tokens in the text are read as ordinary text."""
-    setting, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    """Encode all texts into one row; strings of special tokens are read as ordinary text."""
     ids, joined = [np.empty(0, np.int32)], [np.empty(0, bool)]
     texts = iter(texts)
     while batch := list(itertools.islice(texts, _DOCUMENTS_PER_BATCH)):
-        for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
+        with literal(tokenizer):
+            encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
+        for encoding in encodings:
             words = np.array(encoding.word_ids, dtype=np.int64)
             ids.append(np.array(encoding.ids, dtype=np.int32))
             joined.append(np.append(words[1:] == words[:-1], False)[: len(words)])
-    tokenizer.encode_special_tokens = setting
     return Encoded(np.concatenate(ids), np.concatenate(joined))
 
 
 def formed_counts(usage: np.ndarray, vocab: list[str], merges: list[Merge]) -> np.ndarray:
-    """How often each token is formed on the way to an encoding in which token i is used ``usage[i]`` times.
+    """How often each token is formed while encoding a text that uses token i ``usage[i]`` times.
 
-    ``formed(t) = usage(t) + sum of formed(u) over the merges u = left + right, once per part equal to t``, so
-    the parts of a token are never rarer than the token: the most frequent k tokens always include every
+    ``formed(t) = usage(t) + sum of formed(u)`` over the merges ``u = left + right`` with a part t,
+    so the parts of a token are never rarer than the token: the most frequent k tokens include every
     token that their merges pass through.
     """
     ids = {token: i for i, token in enumerate(vocab)}
@@ -135,7 +156,7 @@ def formed_counts(usage: np.ndarray, vocab: list[str], merges: list[Merge]) -> n
 def keep_most_frequent(
     usage: np.ndarray, vocab: list[str], merges: list[Merge], count: int
 ) -> tuple[list[str], list[Merge]]:
-    """The special tokens, the bytes and the ``count`` merged tokens formed most often, with their merges."""
+    """Special tokens, bytes and the ``count`` merged tokens formed most often; their merges."""
     fixed = len(SPECIAL_TOKENS) + NUM_BYTES
     formed = formed_counts(usage, vocab, merges)[fixed:]
     chosen = np.sort(np.argsort(-formed, kind="stable")[:count]) + fixed
@@ -152,7 +173,7 @@ def resume(
     what: str,
     accept: Callable[[str], bool] = lambda token: True,
 ) -> None:
-    """Learn ``count`` more tokens from ``text`` and append them, with their merges, to both lists in place.
+    """Learn ``count`` more tokens from ``text``; append them and their merges to both lists.
 
     Args:
         what: names the tokens in the error message.
@@ -162,11 +183,15 @@ def resume(
         ValueError: fewer than ``count`` accepted pairs recur in the text.
     """
     if len(vocab) > _MAX_IDS:
-        raise ValueError(f"cannot resume from {len(vocab)} tokens; the private planes hold {_MAX_IDS}")
+        raise ValueError(
+            f"cannot resume from {len(vocab)} tokens; the private planes hold {_MAX_IDS}"
+        )
     asked, learned, ran_dry = count, [], False
     while len(learned) < count and not ran_dry:
         asked *= 2  # room for refused tokens and for strings that are tokens already
-        found = [(_text(a, vocab), _text(b, vocab)) for a, b in _train_on_ids(text, len(vocab), asked)]
+        found = [
+            (_text(a, vocab), _text(b, vocab)) for a, b in _train_on_ids(text, len(vocab), asked)
+        ]
         ran_dry = len(found) < asked
         learned = _new_tokens(found, set(vocab), accept)
     require(what, len(learned), count)
@@ -185,8 +210,8 @@ def require(what: str, found: int, wanted: int) -> None:
     """Raise when a text could not supply the tokens asked of it."""
     if found < wanted:
         raise ValueError(
-            f"{what}: the text supplies {found} of the {wanted} asked for (a pair must recur {MIN_COUNT} "
-            f"times); give more text or lower tokenizer.vocab_size"
+            f"{what}: the text supplies {found} of {wanted} (a pair must occur {MIN_COUNT} times); "
+            f"give more text or lower tokenizer.vocab_size"
         )
 
 
@@ -206,14 +231,17 @@ def _train_on_ids(text: Encoded, num_ids: int, count: int) -> list[Merge]:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(_CUT, behavior="removed")
     trainer = BpeTrainer(
-        vocab_size=len(alphabet) + count, min_frequency=MIN_COUNT, special_tokens=[], show_progress=False
+        vocab_size=len(alphabet) + count,
+        min_frequency=MIN_COUNT,
+        special_tokens=[],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_strings(text.ids, joined), trainer)
     return parts(tokenizer)[1]
 
 
 def _frequent(text: Encoded, num_ids: int) -> np.ndarray:
-    """``joined`` without the boundaries whose pair of tokens meets less than ``MIN_COUNT`` times."""
+    """``joined`` without the boundaries whose tokens meet less than ``MIN_COUNT`` times."""
     where = np.flatnonzero(text.joined)
     pairs = text.ids[where].astype(np.int64) * num_ids + text.ids[where + 1]
     _, inverse, counts = np.unique(pairs, return_inverse=True, return_counts=True)
@@ -223,7 +251,7 @@ def _frequent(text: Encoded, num_ids: int) -> np.ndarray:
 
 
 def _strings(ids: np.ndarray, joined: np.ndarray) -> Iterator[str]:
-    """The joined runs as strings of private characters, separated by ``_CUT``; lone tokens are left out."""
+    """The joined runs as strings of private characters, separated by ``_CUT``; no lone tokens."""
     keep = np.flatnonzero(joined | _shifted(joined))
     characters = ids[keep].astype(np.uint32) + _FIRST_CHARACTER
     ends = np.flatnonzero(~joined[keep])  # a run ends at the token that is not joined to the next

@@ -1,9 +1,9 @@
 """Tokenizers on disk, in the layout that ``tokenizers`` and ``transformers`` load.
 
-A loaded tokenizer reads the string ``<|user|>`` as the special token it spells: right for a rendered chat,
-wrong for what a user typed. Set ``tokenizer.encode_special_tokens = True`` (``split_special_tokens=True`` in
-``transformers``) while encoding foreign text and no special token comes out of it; ``kexa.data.chat`` does
-that for the content of every message and puts the control tokens around it by id.
+A loaded tokenizer reads the string ``<|user|>`` as the special token it spells: right for a
+rendered chat, wrong for what a user typed. With ``tokenizer.encode_special_tokens = True``
+(``split_special_tokens=True`` in ``transformers``) no special token comes out of foreign text;
+``kexa.data.chat`` encodes the content of every message that way and adds control tokens by id.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ def save(tokenizer: Tokenizer, directory: str | Path) -> None:
         "eos_token": END_OF_TURN,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": [t for t in SPECIAL_TOKENS if t not in (BOS, END_OF_TURN, PAD)],
+        "additional_special_tokens": [
+            t for t in SPECIAL_TOKENS if t not in (BOS, END_OF_TURN, PAD)
+        ],
         "chat_template": CHAT_TEMPLATE,
     }
-    write_atomic(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(
+        directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    )
 
 
 def load(directory: str | Path) -> Tokenizer:
