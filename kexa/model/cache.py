@@ -151,7 +151,7 @@ class Cache:
         self.longest = int(self.length_B.max())
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Keep the given rows [R] (int64) and drop the others, such as finished sequences."""
+        """Go on with the given rows [R] (int64): some may be left out, such as finished ones, or repeated."""
         self.length_B, self.start_B = self.length_B[rows], self.start_B[rows]
         self.longest = int(self.length_B.max()) if len(rows) else 0
         for layer in self.layers:

@@ -13,7 +13,7 @@ reads both in one call. With target distribution p and draft distribution q (sam
 gives exactly p (Leviathan et al. 2023). At temperature 0, accepting iff the draft is the argmax gives the
 greedy tokens. An accepted draft yields two tokens for one call of the main model.
 
-Legend: B rows, T tokens, V vocabulary, Q prompts.
+Legend: B rows (R of them still unfinished), T tokens, V vocabulary, Q prompts, U distinct prompts.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def generate_with_stats(
     return ids_BT[:, :end], DraftStats(outcome_BT.cpu(), main_calls, mtp_calls)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: KexaForCausalLM,
     prompts: Sequence[Sequence[int]],
@@ -203,6 +203,7 @@ def sample(
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} is empty: there is nothing to continue")
+        _check_length(model, len(prompt), max_new_tokens)
     if max_new_tokens == 0 or not prompts:
         return [Completion([], [], "length") for _ in prompts]
     device = model.lm_head.weight.device
@@ -229,16 +230,20 @@ def _sample_batch(
     draws_BT: Tensor,
 ) -> list[Completion]:
     device, steps = draws_BT.device, draws_BT.shape[1]
-    longest = max(len(p) for p in prompts)
-    _check_length(model, longest, steps)
-    ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    padding_B = torch.tensor([longest - len(p) for p in prompts], device=device)
-    documents_BT = None
-    if padding_B.any():
-        documents_BT = -(torch.arange(longest, device=device) < padding_B[:, None]).long()
+    unique = list(dict.fromkeys(tuple(p) for p in prompts))  # a group's prompt is read once
+    longest = max(len(p) for p in unique)
+    ids_UT = torch.tensor([(0,) * (longest - len(p)) + p for p in unique], device=device)
+    padding_U = torch.tensor([longest - len(p) for p in unique], device=device)
+    documents_UT = None
+    if padding_U.any():
+        documents_UT = -(torch.arange(longest, device=device) < padding_U[:, None]).long()
+    cache = model.new_cache(len(unique), chunk=1)
+    hidden_UTD = model.hidden_states(ids_UT, documents_UT, cache)
+    place = {prompt: i for i, prompt in enumerate(unique)}
+    owner_B = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    cache.keep_rows(owner_B)
+    hidden_BTD = hidden_UTD[owner_B, -1:]
 
-    cache = model.new_cache(len(prompts))
-    hidden_BTD = model.hidden_states(ids_BT, documents_BT, cache)
     tokens_BT = torch.zeros(len(prompts), steps, dtype=torch.int64, device=device)
     logprobs_BT = torch.zeros(len(prompts), steps, device=device)
     length_B = torch.full((len(prompts),), steps, device=device)
@@ -247,11 +252,13 @@ def _sample_batch(
     for step in range(steps):
         if step:
             hidden_BTD = model.decode(tokens_BT[rows_R, step - 1, None], cache=cache)
-        logits_RV = model.lm_head(hidden_BTD[:, -1])
-        token_R = choose(logits_RV, temperature, top_p, draws_BT[rows_R, step])
+        logp_RV = log_probabilities(model.lm_head(hidden_BTD[:, -1]), temperature)
+        if temperature == 0:
+            token_R = logp_RV.argmax(-1)
+        else:
+            token_R = draw(nucleus(logp_RV.exp(), top_p), draws_BT[rows_R, step])
         tokens_BT[rows_R, step] = token_R
-        scaled_RV = logits_RV.float() / (temperature or 1.0)
-        logprobs_BT[rows_R, step] = scaled_RV.gather(1, token_R[:, None])[:, 0] - scaled_RV.logsumexp(-1)
+        logprobs_BT[rows_R, step] = logp_RV.gather(1, token_R[:, None])[:, 0]
         if len(stop_S):
             hit_R = torch.isin(token_R, stop_S)
             if hit_R.any():
@@ -269,10 +276,17 @@ def _sample_batch(
     ]
 
 
-def probabilities(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The sampling distribution [B, V] in fp64: softmax at ``temperature`` cut to the ``top_p`` nucleus."""
-    p_BV = (logits_BV.float() / temperature).softmax(-1).double()
-    if top_p == 1.0:
+def log_probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
+    """Log-softmax in fp32 at ``temperature``; temperature 0, which has none, counts as 1."""
+    logits_BV = logits_BV.float()
+    if temperature not in (0, 1):
+        logits_BV = logits_BV / temperature
+    return logits_BV.log_softmax(-1)
+
+
+def nucleus(p_BV: Tensor, top_p: float) -> Tensor:
+    """Keep each row's smallest set of most probable tokens that holds ``top_p``, and renormalise."""
+    if top_p == 1:
         return p_BV
     sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
     units_BV = (sorted_BV * _UNIT).long()
@@ -282,11 +296,17 @@ def probabilities(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor
     return p_BV / p_BV.sum(-1, keepdim=True)
 
 
+def probabilities(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
+    """The sampling distribution [B, V]: softmax at ``temperature > 0`` cut to the ``top_p`` nucleus."""
+    return nucleus(log_probabilities(logits_BV, temperature).exp(), top_p)
+
+
 def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """One index per row with probability proportional to ``weights_BV`` (fp64), from numbers in [0, 1)."""
+    """One index per row with probability proportional to ``weights_BV``, from fp64 numbers in [0, 1)."""
     cumulative_BV = (weights_BV * _UNIT).long().cumsum(-1)
     target_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).long()
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp(max=weights_BV.shape[1] - 1)
+    index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return index_B1[:, 0].clamp(max=weights_BV.shape[1] - 1)
 
 
 def choose(logits_BV: Tensor, temperature: float, top_p: float, uniform_B: Tensor) -> Tensor:

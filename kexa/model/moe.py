@@ -115,7 +115,7 @@ class SparseMoE(nn.Module):
         out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
         back_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
         out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
-        mixed_ND = torch.einsum("nk,nkd->nd", gates_NK.to(out_NKD.dtype), out_NKD)
+        mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
         if self.training:
             self._count(scores_NE, hits_NE, weight_BT, x_BTD.shape[:2])
         return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)

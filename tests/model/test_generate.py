@@ -60,7 +60,7 @@ def test_stats_count_what_happened(build, ids):
 def test_sampled_self_draft_follows_the_target_distribution(build, top_p):
     """The third new token after one fixed prompt, against its exact distribution over both paths."""
     model = agreeing(build)
-    n, prompt = 20_000, torch.tensor([[5, 9, 2]])
+    n, prompt = 6_000, torch.tensor([[5, 9, 2]])
     tokens, stats = generate_with_stats(model, prompt.expand(n, -1), 2, 1.0, top_p, seeded())
     assert 0.02 < stats.accepted / stats.drafted < 0.98
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_draw_inverts_the_cumulative_distribution():
 
 def test_nucleus_keeps_the_smallest_set_with_the_mass():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    expected = torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]], dtype=torch.float64)
+    expected = torch.tensor([[0.0, 4 / 7, 0.0, 3 / 7]])
     torch.testing.assert_close(probabilities(logits, 1.0, 0.69), expected, atol=1e-6, rtol=0)
     assert (probabilities(logits, 1.0, 0.71) > 0).tolist() == [[False, True, True, True]]
     assert (probabilities(logits, 1.0, 1e-9) > 0).tolist() == [[False, True, False, False]]
