@@ -172,6 +172,19 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class AblationConfig:
+    """Paired short runs, one change at a time; schedule and loss weights are those of pretrain."""
+
+    seeds: int  # runs per variant
+    steps: int
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+    numerics: str  # "fp8", "bf16" or "fp32"
+    model: dict[str, int]  # keys of [model] that differ here: ablations run on a smaller model
+
+
+@dataclass(frozen=True)
 class SFTConfig:
     """Supervised fine-tuning: what it is made of and how long it lasts."""
 
@@ -261,6 +274,7 @@ class Config:
     preference: PreferenceConfig
     evaluation: EvaluationConfig
     safety: SafetyConfig
+    ablation: AblationConfig
 
 
 def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
