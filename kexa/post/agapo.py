@@ -19,8 +19,20 @@ Q prompts   G responses of a prompt   N rows (responses)   T positions
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from kexa.config import RLConfig
+from kexa.model import KexaForCausalLM
+from kexa.post.rewards import Verdict
+from kexa.post.rollout import Group, collate, freeze_router, respond, response_logprobs, verdicts
+from kexa.post.tasks import Task
+from kexa.runtime import generator
 
 
 def informative_groups(rewards_QG: Tensor) -> Tensor:
@@ -90,3 +102,81 @@ def agapo_loss(
     ratios = importance_ratios(logprobs, rollout_logprobs.masked_fill(~mask, 0.0))
     weighted = ratios.clamp(max=epsilon) * advantages.unsqueeze(-1) * logprobs
     return -(weighted.sum(-1) / lengths).mean()
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One rollout batch and the updates made on it.
+
+    ``rewards_QG`` fp32; ``kept_Q`` marks the informative groups; ``ratios`` holds, for each update,
+    the importance ratio of every token in it; ``grad_norms`` one per update, before clipping.
+    """
+
+    step: int
+    tasks: Sequence[Task]
+    groups: Sequence[Group]
+    verdicts: Sequence[Sequence[Verdict]]
+    rewards_QG: Tensor
+    kept_Q: Tensor
+    ratios: Sequence[Tensor]
+    grad_norms: Sequence[float]
+
+
+def train(
+    model: KexaForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tokenizer: Tokenizer,
+    draw: Callable[[int], Sequence[Task]],
+    config: RLConfig,
+    seed: int,
+) -> Iterator[Iteration]:
+    """Reinforcement learning in reasoning mode; yields after every rollout batch.
+
+        for each iteration:  G responses to each of ``draw(iteration)``, their rewards, advantages
+            drop groups without information
+            for each of ``updates`` parts of the rest:  one optimizer step on equation (1)
+
+    Only the first part sees the policy that sampled; the others are off-policy by one to
+    ``updates - 1`` steps, which the importance weights make up for. The router stays as it is. The
+    forward pass runs in evaluation mode: there is no dropout, and no expert load to count.
+    """
+    freeze_router(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for step in tqdm(range(config.iterations), desc="AGAPO"):
+        tasks = draw(step)
+        groups = respond(
+            model,
+            tokenizer,
+            [[{"role": "user", "content": task.prompt}] for task in tasks],
+            config.group_size,
+            thinking=True,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=generator(seed, "agapo rollout", step),
+        )
+        found = [verdicts(task, group) for task, group in zip(tasks, groups, strict=True)]
+        rewards_QG = torch.tensor([[v.reward for v in row] for row in found])
+        advantages_QG, kept_Q = agapo_advantages(rewards_QG), informative_groups(rewards_QG)
+        ratios, norms = [], []
+        for part in kept_Q.nonzero()[:, 0].tensor_split(config.updates):
+            if len(part) == 0:
+                continue
+            batch = collate([groups[q] for q in part], model.config.pad_token_id)
+            batch = {k: v.to(parameters[0].device) for k, v in batch.items()}
+            logprobs = response_logprobs(model, batch, config.temperature)
+            loss = agapo_loss(
+                logprobs,
+                batch["rollout_logprobs"],
+                advantages_QG[part].flatten().to(logprobs.device),
+                batch["mask"],
+                config.epsilon,
+            )
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 1.0)))
+            for optimizer in optimizers:
+                optimizer.step()
+            ratio_NT = importance_ratios(logprobs, batch["rollout_logprobs"])
+            ratios.append(ratio_NT[batch["mask"]].cpu())
+        yield Iteration(step, tasks, groups, found, rewards_QG, kept_Q, ratios, norms)

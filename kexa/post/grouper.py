@@ -17,8 +17,17 @@ Q prompts   G responses of a prompt   T positions
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from kexa.config import PreferenceConfig
+from kexa.model import KexaForCausalLM
+from kexa.post.rollout import Group, collate, freeze_router, response_logprobs
+from kexa.train import Step, fit
 
 
 def grouper_advantages(rewards_QG: Tensor) -> Tensor:
@@ -70,3 +79,59 @@ def grouper_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         mask: true on response tokens, [..., T]; what stands elsewhere is never read.
     """
     return -(advantages * inverse_perplexity(logprobs, mask)).mean()
+
+
+class PreferenceLoss(NamedTuple):
+    """``total`` is equation (3); the other two show what it moves: mean inverse perplexity of the
+    responses with positive and with negative advantage."""
+
+    total: Tensor
+    preferred: Tensor
+    rejected: Tensor
+
+
+def train(
+    model: KexaForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    groups: Sequence[Group],
+    rewards_QG: Tensor,
+    config: PreferenceConfig,
+    seed: int,
+) -> Iterator[Step]:
+    """Preference learning on groups sampled beforehand: ``epochs`` passes in a seeded order.
+
+    Groups of equal rewards pull nowhere and are left out. The learning rate falls linearly to zero.
+    chosen: the router stays frozen, as in reinforcement learning.
+    """
+    freeze_router(model)
+    advantages_QG = grouper_advantages(rewards_QG)
+    telling = (advantages_QG != 0).any(1).nonzero()[:, 0].tolist()
+    per_epoch = max(1, len(telling) // config.batch_prompts)
+    steps = per_epoch * config.epochs
+
+    def batch_at(step: int) -> dict[str, Tensor]:
+        epoch, within = divmod(step, per_epoch)
+        order = random.Random(f"{seed} {epoch}").sample(telling, len(telling))
+        chosen = order[within * config.batch_prompts : (within + 1) * config.batch_prompts]
+        batch = collate([groups[q] for q in chosen], model.config.pad_token_id)
+        return batch | {"advantages": advantages_QG[chosen].flatten()}
+
+    def loss_fn(model: KexaForCausalLM, batch: dict[str, Tensor]) -> PreferenceLoss:
+        logprobs, advantages = response_logprobs(model, batch), batch["advantages"]
+        inverse = inverse_perplexity(logprobs.detach(), batch["mask"])
+        return PreferenceLoss(
+            grouper_loss(logprobs, advantages, batch["mask"]),
+            inverse[advantages > 0].mean(),
+            inverse[advantages < 0].mean(),
+        )
+
+    return fit(
+        model,
+        optimizers,
+        batch_at,
+        loss_fn,
+        steps,
+        lambda step: 1 - step / steps,
+        balance_step=0.0,
+        description="GROUPER",
+    )

@@ -1,4 +1,4 @@
-"""GROUPER against hand-computed numbers, a loop in fp64, SimPER, finite differences, invariances."""
+"""GROUPER against hand-computed numbers, fp64 loops, SimPER, finite differences, invariances."""
 
 import math
 import statistics

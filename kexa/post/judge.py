@@ -1,0 +1,160 @@
+"""Preference rewards: rules where a prompt has one, and a judge's rubric scores over several
+dimensions.
+
+    r_pref = rule_weight * verdict + (1 - rule_weight) * mean of the judge's scores
+
+reported: preference rewards combine rule-based rewards and rubric-based generative rewards scored
+over several dimensions; rubrics and weights are not published. chosen: the dimensions below, their
+equal weight, and that a prompt without a rule is scored by the rubric alone.
+ A judge is a function ``(request, response, dimensions) -> {dimension: score in [0, 1]}``.
+:func:`rule_judge` needs no model: it measures surface properties, which is what a model of this
+size can still get wrong. It does not know whether a reply is true or kind. :class:`EndpointJudge`
+asks any OpenAI-compatible server and is what the larger profiles use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kexa.post.rewards import Verdict
+
+Judge = Callable[[str, str, Sequence[str]], Mapping[str, float]]
+
+RUBRIC: dict[str, str] = {
+    "language": "Is the reply written in the language of the request?",
+    "concise": "Is the reply as short as the request allows?",
+    "varied": "Is the reply free of needless repetition?",
+    "on topic": "Does the reply speak about what the request mentions?",
+    "well formed": "Is the reply a complete sentence with closing punctuation?",
+}
+CONCISE_CHARACTERS = 60  # longest reply with a full score; twice as long scores 0
+
+_WORD = re.compile(r"\w+")
+
+
+def preference_reward(
+    verdict: Verdict | None, scores: Mapping[str, float], rule_weight: float
+) -> float:
+    """Combine a rule's verdict (None: the prompt has no rule) with rubric scores, all in [0, 1].
+
+    ``preference_reward(Verdict("right"), {"a": 0.5, "b": 0.0}, 0.5)`` is 0.5 * 1 + 0.5 * 0.25 =
+    0.625.
+    """
+    rubric = sum(scores.values()) / len(scores)
+    if verdict is None:
+        return rubric
+    return rule_weight * verdict.reward + (1 - rule_weight) * rubric
+
+
+def rule_judge(request: str, response: str, dimensions: Sequence[str]) -> dict[str, float]:
+    """Score the surface of a response; an empty one gets 0 throughout.
+
+    Raises:
+        ValueError: a dimension that no rule measures.
+    """
+    unknown = set(dimensions) - set(_RULES)
+    if unknown:
+        raise ValueError(f"no rule for {sorted(unknown)[0]!r}; use some of {', '.join(_RULES)}")
+    if not _WORD.search(response):
+        return dict.fromkeys(dimensions, 0.0)
+    return {d: _RULES[d](request, response) for d in dimensions}
+
+
+def _language(request: str, response: str) -> float:
+    """Share of the reply's letters that are in a script of the request."""
+    wanted = set(_scripts(request))
+    letters = _scripts(response)
+    return sum(s in wanted for s in letters) / len(letters) if letters else 0.0
+
+
+def _concise(request: str, response: str) -> float:
+    return min(1.0, max(0.0, 2 - len(response) / CONCISE_CHARACTERS))
+
+
+def _varied(request: str, response: str) -> float:
+    """Share of different words among all."""
+    words = _WORD.findall(response.casefold())
+    return len(set(words)) / len(words)
+
+
+def _on_topic(request: str, response: str) -> float:
+    """1 when the reply takes up a word of four letters or more (two in Korean and Japanese)."""
+    reply = response.casefold()
+    words = _WORD.findall(request.casefold())
+    return float(any(w in reply for w in words if len(w) >= (4 if w.isascii() else 2)))
+
+
+def _well_formed(request: str, response: str) -> float:
+    return float(response.rstrip()[-1:] in tuple(".!?。！？"))
+
+
+_RULES: dict[str, Callable[[str, str], float]] = {
+    "language": _language,
+    "concise": _concise,
+    "varied": _varied,
+    "on topic": _on_topic,
+    "well formed": _well_formed,
+}
+
+
+def _scripts(text: str) -> list[str]:
+    """The script of every letter: the first word of its Unicode name, kana and kanji as one."""
+    names = [unicodedata.name(c, "?").split()[0] for c in text if c.isalpha()]
+    return ["JAPANESE" if n in ("HIRAGANA", "KATAKANA", "CJK") else n for n in names]
+
+
+@dataclass(frozen=True)
+class EndpointJudge:
+    """A language model behind an OpenAI-compatible ``/chat/completions`` as the judge.
+
+    The model gets request, response and the questions of :data:`RUBRIC` and answers with one JSON
+    object of scores from 0 to 10. Calling it raises :class:`ValueError` when the answer is not
+    that, and :class:`OSError` when the server cannot be reached: a missing score is never taken for
+    a bad one.
+    """
+
+    url: str  # up to and including /v1
+    model: str
+    api_key: str = ""
+    timeout: float = 60.0  # seconds
+
+    def __call__(self, request: str, response: str, dimensions: Sequence[str]) -> dict[str, float]:
+        questions = "\n".join(f"- {d}: {RUBRIC[d]}" for d in dimensions)
+        prompt = (
+            "Score the reply on each question from 0 (not at all) to 10 (fully). Answer with one "
+            "JSON object that maps each name to its score, nothing else.\n\n"
+            f"Questions:\n{questions}\n\nRequest:\n{request}\n\nReply:\n{response}"
+        )
+        body = {
+            "model": self.model,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": prompt}],
+        }
+        call = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions",
+            data=json.dumps(body).encode("utf-8"),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"},
+        )
+        with urllib.request.urlopen(call, timeout=self.timeout) as reply:
+            content = json.load(reply)["choices"][0]["message"]["content"]
+        return _scores(content, dimensions)
+
+
+def _scores(content: str, dimensions: Sequence[str]) -> dict[str, float]:
+    found = re.search(r"\{.*\}", content, re.DOTALL)
+    try:
+        values = json.loads(found[0]) if found else {}
+    except json.JSONDecodeError:
+        values = {}
+    scores = {d: values.get(d) for d in dimensions}
+    if not all(isinstance(s, int | float) and 0 <= s <= 10 for s in scores.values()):
+        raise ValueError(
+            f"the judge answered {content[:200]!r}; expected JSON with a score from 0 to 10 for "
+            f"each of {', '.join(dimensions)}"
+        )
+    return {d: s / 10 for d, s in scores.items()}

@@ -1,0 +1,208 @@
+"""Verifiable tasks: endless prompts of two families in six languages, each with its check and an
+oracle.
+
+    math          small sums and differences; the answer stands in \\boxed{}
+    instruction   one verifiable constraint: repeat a word, list so many things, end with a word
+ A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
+reinforcement learning replaces imitation by the check. Tasks fall on the training or the held-out
+side by a hash of what they ask (for a sum the expression, in whatever language), so the sides never
+share a question, whatever seed drew it.
+
+reported: a multi-task mix of verifiable domains (mathematics and instruction following are two of
+the four), languages en, ko, es, de, ja, vi. chosen: the tasks themselves, of a size that a model of
+a million parameters gets partly right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from kexa.post.rewards import BoxedInteger, Check, LastWord, ListOf, RepeatedWord, Verdict
+
+Side = Literal["train", "heldout"]
+HELDOUT_SHARE = 0.2
+FAMILIES = ("math", "instruction")
+LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
+
+_SUM = {
+    "en": "Compute {sum}. Put the answer in \\boxed{{}}.",
+    "ko": "{sum}의 값을 구해 \\boxed{{}} 안에 쓰세요.",
+    "es": "Calcula {sum}. Pon la respuesta en \\boxed{{}}.",
+    "de": "Berechne {sum}. Schreibe die Antwort in \\boxed{{}}.",
+    "ja": "{sum}を計算し、答えを\\boxed{{}}に書いてください。",
+    "vi": "Tính {sum}. Ghi đáp án trong \\boxed{{}}.",
+}
+_REPEAT = {
+    "en": "Write the word {word} exactly {count} times.",
+    "ko": "다음 단어를 정확히 {count}번 쓰세요: {word}",
+    "es": "Escribe la palabra {word} exactamente {count} veces.",
+    "de": "Schreibe das Wort {word} genau {count} Mal.",
+    "ja": "{word}という単語をちょうど{count}回書いてください。",
+    "vi": "Viết từ {word} đúng {count} lần.",
+}
+_LIST = {
+    "en": "List exactly {count} {kind}, separated by commas.",
+    "ko": "{kind} {count}개를 쉼표로 구분해 쓰세요.",
+    "es": "Escribe exactamente {count} {kind}, separados por comas.",
+    "de": "Nenne genau {count} {kind}, durch Kommas getrennt.",
+    "ja": "{kind}をちょうど{count}個、読点で区切って書いてください。",
+    "vi": "Kể đúng {count} {kind}, cách nhau bằng dấu phẩy.",
+}
+_LAST = {
+    "en": ("Write a sentence that ends with the word {word}.", "Today we talk about the {word}."),
+    "ko": ("마지막 단어가 {word}인 문장을 쓰세요.", "오늘 이야기할 것은 {word}"),
+    "es": ("Escribe una frase que termine con la palabra {word}.", "Hoy hablamos de {word}."),
+    "de": ("Schreibe einen Satz, der mit dem Wort {word} endet.", "Heute reden wir über {word}."),
+    "ja": ("{word}で終わる文を書いてください。", "今日の話題は{word}"),
+    "vi": ("Viết một câu kết thúc bằng từ {word}.", "Hôm nay ta nói về {word}."),
+}
+# What can be listed, repeated and ended with, by language and kind.
+_THINGS = {
+    "en": {
+        "animals": "dog cat horse cow bird fish bear wolf",
+        "colours": "red blue green black white yellow brown grey",
+        "foods": "bread rice milk egg apple soup cheese salt",
+    },
+    "ko": {
+        "동물": "개 고양이 말 소 새 물고기 곰 늑대",
+        "색": "빨강 파랑 초록 검정 하양 노랑 갈색 회색",
+        "음식": "빵 밥 우유 달걀 사과 국 치즈 소금",
+    },
+    "es": {
+        "animales": "perro gato caballo vaca pájaro pez oso lobo",
+        "colores": "rojo azul verde negro blanco amarillo marrón gris",
+        "alimentos": "pan arroz leche huevo manzana sopa queso sal",
+    },
+    "de": {
+        "Tiere": "Hund Katze Pferd Kuh Vogel Fisch Bär Wolf",
+        "Farben": "Rot Blau Grün Schwarz Weiß Gelb Braun Grau",
+        "Speisen": "Brot Reis Milch Ei Apfel Suppe Käse Salz",
+    },
+    "ja": {
+        "動物": "犬 猫 馬 牛 鳥 魚 熊 狼",
+        "色": "赤 青 緑 黒 白 黄色 茶色 灰色",
+        "食べ物": "パン 米 牛乳 卵 りんご スープ チーズ 塩",
+    },
+    "vi": {
+        "con vật": "chó mèo ngựa bò chim cá gấu sói",
+        "màu": "đỏ xanh lục đen trắng vàng nâu xám",
+        "món ăn": "bánh cơm sữa trứng táo canh thịt muối",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One prompt with the check of its answer and a worked solution that passes it."""
+
+    family: str
+    language: str
+    question: str  # what is asked, apart from wording: decides the side
+    prompt: str
+    check: Check
+    reasoning: str
+    answer: str
+
+    def verify(self, answer: str) -> Verdict:
+        return self.check(answer)
+
+    @property
+    def side(self) -> Side:
+        """Train or held out, by the question alone."""
+        digest = hashlib.sha256(self.question.encode("utf-8")).digest()
+        return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
+
+    def messages(self, thinking: bool) -> list[dict[str, str]]:
+        """Prompt and worked answer as a conversation, with or without the reasoning."""
+        reply = {"role": "assistant", "content": self.answer}
+        if thinking:
+            reply["reasoning_content"] = self.reasoning
+        return [{"role": "user", "content": self.prompt}, reply]
+
+
+def generate(
+    family: str, side: Side, count: int, seed: int, max_terms: int = 3, max_number: int = 9
+) -> list[Task]:
+    """Draw ``count`` tasks; repeats are possible, as in any random draw.
+
+    Args:
+        family: one of :data:`FAMILIES`.
+        side: which side of the split the prompts come from. max_terms, max_number: size of the
+        sums: 2 to ``max_terms`` numbers from 1 to ``max_number``.
+
+    Raises:
+        ValueError: an unknown family.
+    """
+    if family not in _DRAW:
+        raise ValueError(f"no task family {family!r}; use one of {', '.join(FAMILIES)}")
+    rng = random.Random(f"{family} {side} {seed}")
+    tasks: list[Task] = []
+    while len(tasks) < count:
+        task = _DRAW[family](rng, rng.choice(LANGUAGES), max_terms, max_number)
+        if task.side == side:
+            tasks.append(task)
+    return tasks
+
+
+def distinct(tasks: list[Task]) -> list[Task]:
+    """The tasks without repeated prompts, in order."""
+    return list({task.prompt: task for task in tasks}.values())
+
+
+def _draw_sum(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
+    total = rng.randint(1, max_number)
+    text, steps = str(total), []
+    for _ in range(rng.randint(2, max_terms) - 1):
+        sign, number = rng.choice("+-"), rng.randint(1, max_number)
+        result = total + number if sign == "+" else total - number
+        steps.append(f"{total}{sign}{number}={result}")
+        text, total = f"{text}{sign}{number}", result
+    prompt = _SUM[language].format(sum=text)
+    answer = f"\\boxed{{{total}}}"
+    return Task("math", language, text, prompt, BoxedInteger(total), "\n".join(steps), answer)
+
+
+def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
+    return rng.choice((_draw_repeat, _draw_list, _draw_last))(rng, language)
+
+
+def _draw_repeat(rng: random.Random, language: str) -> Task:
+    word, times = _word(rng, language), rng.randint(2, 5)
+    prompt = _REPEAT[language].format(word=word, count=times)
+    answer = " ".join([word] * times)
+    return _instruction(language, f"{times} x {word}", prompt, RepeatedWord(word, times), answer)
+
+
+def _draw_list(rng: random.Random, language: str) -> Task:
+    kind = rng.choice(list(_THINGS[language]))
+    count = rng.randint(2, 5)
+    prompt = _LIST[language].format(kind=kind, count=count)
+    entries = rng.sample(_THINGS[language][kind].split(), count)
+    answer = ("、" if language == "ja" else ", ").join(entries)
+    return _instruction(language, f"{count} {kind}", prompt, ListOf(count), answer)
+
+
+def _draw_last(rng: random.Random, language: str) -> Task:
+    word = _word(rng, language)
+    request, answer = _LAST[language]
+    prompt = request.format(word=word)
+    return _instruction(language, f"... {word}", prompt, LastWord(word), answer.format(word=word))
+
+
+def _instruction(language: str, plan: str, prompt: str, check: Check, answer: str) -> Task:
+    """An instruction task; its plan in a few symbols is both the question and the reasoning."""
+    return Task("instruction", language, plan, prompt, check, plan, answer)
+
+
+def _word(rng: random.Random, language: str) -> str:
+    return rng.choice(" ".join(_THINGS[language].values()).split())
+
+
+_DRAW: dict[str, Callable[[random.Random, str, int, int], Task]] = {
+    "math": _draw_sum,
+    "instruction": _draw_instruction,
+}
