@@ -43,20 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from kexa.config import ConfigError
     from kexa.lock import Busy
     from kexa.pipeline import StageFailed
+    from kexa.record import CannotWrite
 
     try:
         return COMMANDS[options.command](options)
     except StageFailed as error:
         print(f"kexa: {error}", file=sys.stderr)
         return 1
-    except (ConfigError, Busy) as error:
+    except (ConfigError, Busy, CannotWrite) as error:
         print(f"kexa: {error}", file=sys.stderr)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(
-            f"kexa: {error.strerror}{where}: free space there, or choose another --out",
-            file=sys.stderr,
-        )
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "free space, or choose another output directory"
+        print(f"kexa: {where}{error.strerror}: {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         print("kexa: interrupted; run again to go on", file=sys.stderr)
         return 130

@@ -37,15 +37,19 @@ from kexa.stages import Stage
 TOKEN = "KEXA_STAGE_TOKEN"  # in a kernel's environment: the lock it may write under
 PARAMETERS = "KEXA_PARAMETERS"  # likewise: what `kexa run -p` set, for `require`
 SPEAKING = (  # errors whose message is all a user needs: no traceback
-    *("Busy", "CheckFailed", "CheckpointError", "ConfigError", "SourceError", "StageFailed"),
-    *(
-        "TrainingDiverged",
-        "UnreadableReplies",
-        "OSError",
-        "FileNotFoundError",
-        "NotADirectoryError",
-        "PermissionError",
-    ),
+    "Busy",
+    "CannotWrite",
+    "CheckFailed",
+    "CheckpointError",
+    "ConfigError",
+    "SourceError",
+    "StageFailed",
+    "TrainingDiverged",
+    "UnreadableReplies",
+    "FileNotFoundError",
+    "NotADirectoryError",
+    "OSError",
+    "PermissionError",
 )
 
 
@@ -111,6 +115,8 @@ class Pipeline:
             killed = started.get("fingerprint") == fingerprint
             if fresh or not killed or (directory / "done.json").exists():
                 clear(directory)
+            for half in directory.rglob(".*.tmp"):  # what a kill left of an atomic write
+                half.unlink()
             write_atomic(directory / "started.json", _json({"fingerprint": fingerprint}))
             begun = time.perf_counter()
             with _Memory() as memory, _environment(token, self.parameters):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,37 @@ class CheckFailed(AssertionError):
     """A claim of a notebook that did not hold; the message is the claim and what was measured."""
 
 
+class CannotWrite(OSError):
+    """The disk is full or the directory refuses; the message says which file and what to do."""
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a crash leaves either the old content or the new, never half of it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     payload = data.encode("utf-8") if isinstance(data, str) else data
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a system error while writing ``path`` into a sentence with the remedy."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"cannot write {path.name} ({error.strerror}); free space or choose another out_dir",
+        raise CannotWrite(
+            f"cannot write {path.name} ({error.strerror}): free space, or choose another output "
+            "directory"
         ) from error
 
 
@@ -77,7 +93,7 @@ class Run:
             return
         self._logged.add((series, step))
         line = {"series": series, "step": step, **{k: _plain(v) for k, v in scalars.items()}}
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def value(
@@ -94,9 +110,10 @@ class Run:
     def figure(self, figure: Any, name: str, caption: str) -> None:
         """Save a matplotlib figure as ``<name>.png`` in the stage directory, for the report."""
         path = self.dir / f"{name}.png"
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        os.replace(temporary, path)
+        with writing(path):
+            temporary = path.with_name(f".{path.name}.tmp")
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+            os.replace(temporary, path)
         self._figures.append({"file": path.name, "caption": caption})
 
     def check(self, claim: str, holds: bool, measured: str) -> None:

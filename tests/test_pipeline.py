@@ -121,7 +121,11 @@ class Checkout:
         return json.loads((self.root / out / name / "results.json").read_text())
 
     def states(self, done: subprocess.CompletedProcess) -> list[str]:
-        return [line.split("]")[1].split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
+        return [
+            line.split("]")[1].split()[1]
+            for line in done.stdout.splitlines()
+            if line.startswith("[")
+        ]
 
 
 @pytest.fixture

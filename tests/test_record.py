@@ -81,7 +81,7 @@ def test_write_atomic_keeps_the_old_content_when_the_disk_is_full(tmp_path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(record.os, "fsync", full)
-    with pytest.raises(OSError, match="cannot write results.json .No space left on device.; free"):
+    with pytest.raises(OSError, match="cannot write results.json .No space left on device.: free"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
