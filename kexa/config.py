@@ -247,6 +247,8 @@ class EvaluationConfig:
     max_new_tokens: int  # per written answer
     program_tokens: int  # per HumanEval completion
     program_seconds: int  # CPU time of a program
+    needles: int  # needle tasks, at evenly spread depths
+    needle_tokens: int  # length of their text
     parse_floor: float  # least share of readable replies for a score to count
 
 

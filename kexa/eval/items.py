@@ -5,6 +5,7 @@
     multilingual   MMLU (de, es)     four options      lm-eval-exemplars
     tool use       which call        four calls        written here
     safety         decline or help   two replies       do-not-answer and safety.toml
+    long context   needle            two digits        kexa.longctx.niah, in held-out text
     math           sums              written answer    kexa.post.tasks, held-out side
     instruction    constraints       written answer    kexa.post.tasks, held-out side
     coding         HumanEval         program           humaneval

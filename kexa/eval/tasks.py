@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from kexa.data import Document
+from kexa.data import Document, TokenizedDocuments
 from kexa.data.chat import encode_chat, parse_reply
-from kexa.eval.items import Benchmark, Choice, Problem
+from kexa.eval.items import Benchmark, Choice, Message, Problem
+from kexa.longctx import niah
 from kexa.model import KexaForCausalLM
 from kexa.model.generate import sample
 from kexa.statistics import Interval, wilson
@@ -86,6 +87,23 @@ def evaluate(
     return Score(benchmark.name, benchmark.category, outcomes, benchmark.chance, replies)
 
 
+def find_needles(
+    model: KexaForCausalLM,
+    tokenizer: Tokenizer,
+    haystack: TokenizedDocuments,
+    length: int,
+    count: int,
+    seed: int,
+) -> Score:
+    """Needles of :mod:`kexa.longctx.niah` in ``length`` tokens of text, at evenly spread depths."""
+    needles = [
+        niah.make_tasks(tokenizer, haystack, length, float(depth), 1, seed)[0]
+        for depth in np.linspace(0, 1, count)
+    ]
+    outcomes = tuple("right" if hit else "wrong" for hit in niah.score(model, needles))
+    return Score(f"needle in {length} tokens", "long context", outcomes, 0.01)  # two digits
+
+
 def require_readable(score: Score, floor: float) -> None:
     """Refuse a score whose parse rate is below the floor.
 
@@ -106,7 +124,7 @@ def _choices(
     pairs, sizes = [], []
     for item in items:
         for option in item.options:
-            prompt, continuation = _encode_option(tokenizer, item, option)
+            prompt, continuation = encode_option(tokenizer, item, option)
             pairs.append((prompt, continuation))
             text = tokenizer.decode(continuation, skip_special_tokens=False)
             sizes.append(max(len(text.encode("utf-8")), 1))
@@ -119,7 +137,7 @@ def _choices(
     return tuple(outcomes)
 
 
-def _encode_option(tokenizer: Tokenizer, item: Choice, option) -> tuple[list[int], list[int]]:
+def encode_option(tokenizer: Tokenizer, item: Choice, option) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of one option; their border is the same for every option."""
     if isinstance(item.prompt, str):
         prompt = _encode_plain(tokenizer, item.prompt)
@@ -175,29 +193,64 @@ def _problems(
     max_new_tokens: int,
     batch_size: int,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    prompts = [
-        _encode_plain(tokenizer, item.prompt)
-        if isinstance(item.prompt, str)
-        else encode_chat(tokenizer, item.prompt, add_generation_prompt=True, enable_thinking=False)[
-            0
-        ]
-        for item in items
-    ]
-    completions = sample(
-        model, prompts, max_new_tokens, temperature=0.0,
-        stop_ids=(model.config.eos_token_id, model.config.bos_token_id), batch_size=batch_size,
-    )  # fmt: skip
-    replies = []
-    for item, completion in zip(items, completions, strict=True):
-        if isinstance(item.prompt, str):
-            text = tokenizer.decode(completion.tokens, skip_special_tokens=True)
-            replies.append(text.split(item.stop)[0] if item.stop else text)
-        else:
-            replies.append(
-                parse_reply(tokenizer, completion.tokens, enable_thinking=False)["content"]
-            )
+    if isinstance(items[0].prompt, str):
+        replies = continuations(model, tokenizer, items, max_new_tokens, batch_size)
+    else:
+        replies = chat_replies(
+            model, tokenizer, [item.prompt for item in items], max_new_tokens, batch_size
+        )
     outcomes = tuple(i.check(reply).outcome for i, reply in zip(items, replies, strict=True))
     return outcomes, tuple(replies)
+
+
+def continuations(
+    model: KexaForCausalLM,
+    tokenizer: Tokenizer,
+    items: Sequence[Problem],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy continuations of plain prompts, each up to its item's stop."""
+    prompts = [_encode_plain(tokenizer, item.prompt) for item in items]
+    written = _greedy(model, prompts, max_new_tokens, batch_size)
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+    return [
+        text.split(item.stop)[0] if item.stop else text
+        for item, text in zip(items, texts, strict=True)
+    ]
+
+
+def chat_replies(
+    model: KexaForCausalLM,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy replies to conversations, with the think block closed (non-reasoning mode)."""
+    prompts = [
+        encode_chat(tokenizer, c, add_generation_prompt=True, enable_thinking=False)[0]
+        for c in conversations
+    ]
+    written = _greedy(model, prompts, max_new_tokens, batch_size)
+    return [parse_reply(tokenizer, t, enable_thinking=False)["content"] for t in written]
+
+
+def _greedy(
+    model: KexaForCausalLM, prompts: list[list[int]], max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    stop_ids = (model.config.eos_token_id, model.config.bos_token_id)
+    return [
+        completion.tokens
+        for completion in sample(
+            model,
+            prompts,
+            max_new_tokens,
+            temperature=0.0,
+            stop_ids=stop_ids,
+            batch_size=batch_size,
+        )
+    ]
 
 
 def contaminated(

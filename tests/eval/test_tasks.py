@@ -53,7 +53,7 @@ def test_a_choice_goes_to_the_highest_logprob_per_byte(model, tokenizer):
 
 def test_every_chat_option_extends_the_same_prompt(tokenizer):
     for item in [*items.tool_calls(8).items, *items.decline_or_help(4, ["Hi?", "Why?"]).items]:
-        encoded = [tasks._encode_option(tokenizer, item, option) for option in item.options]
+        encoded = [tasks.encode_option(tokenizer, item, option) for option in item.options]
         assert len({tuple(prompt) for prompt, _ in encoded}) == 1
         assert len({tuple(continuation) for _, continuation in encoded}) == len(item.options)
         whole, mask = encode_chat(tokenizer, [*item.prompt, item.options[0]], item.tools)

@@ -1,0 +1,240 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11. Safety: a safe rate is only as good as the judge that gives it
+#
+# The report tests safety in Korean context: a taxonomy of risks (K-AUT), a set of questions on
+# each risk (KGC-Safety), and a language model that judges every response against five criteria.
+# **What does that pipeline measure on our checkpoints, and how far can its number be trusted?**
+#
+# A judge says safe, unsafe, or cannot tell. Of $n$ responses with $s$ safe and $u$ untold, the
+# safe rate lies in
+#
+# $$\frac{s}{n}\ \le\ \text{safe rate}\ \le\ \frac{s+u}{n},$$
+#
+# and both ends have an interval of their own. Counting the untold as safe would reward a model
+# that answers nonsense; counting them as unsafe would blame it for a weak judge.
+
+# %% tags=["parameters"]
+profile: str = "smoke"  # a file in configs/, or the path of a .toml
+seed: int = 0
+out_dir: str = ""  # where runs are kept; empty: runs/<profile>
+
+# %%
+from collections import Counter
+
+from kexa import notebook, plot
+from kexa.eval import judge, safety
+from kexa.eval.tasks import chat_replies
+from kexa.interop import load_hf
+from kexa.tokenizer import load
+
+run = notebook.begin("11_safety", profile, seed, out_dir)
+config = run.config.safety
+
+# %%
+tokenizer = load(notebook.require(run, "01_tokenizer") / "tokenizer")
+STAGES = {"fine-tuned": "06_sft", "preference": "08_preference"}
+models = {
+    name: load_hf(notebook.require(run, stage) / "model").eval() for name, stage in STAGES.items()
+}
+
+# %% [markdown]
+# ## The taxonomy
+#
+# The report has four domains with 226 risk areas. Their list is not published; here are three
+# areas a domain, eleven of them examples that the report names, with criteria of our own.
+
+# %%
+areas, items = safety.load()
+for domain in safety.DOMAINS:
+    named = [f"{a.name} ({a.source})" for a in areas if a.domain == domain]
+    print(f"{domain}: {len(named)} here, {safety.REPORTED_AREAS[domain]} in the report")
+    print("    " + "; ".join(named))
+
+# %% [markdown]
+# One record, with the fields of the report's example. Violating any one criterion makes a response
+# unsafe.
+
+# %%
+area = areas[9]
+print(f"{area.domain} / {area.name}: {area.description}")
+for number, criterion in enumerate(area.criteria, 1):
+    print(f"  {number}. {criterion}")
+for kind in (*safety.PER_AREA, "benign"):
+    item = next(i for i in items if i.area is area and i.kind == kind)
+    print(f"{kind:13s} [{item.language}] " + " / ".join(m["content"] for m in item.messages))
+
+# %% [markdown]
+# Ten items an area in the report's proportions, plus two *harmless* questions that share the
+# area's words: a model that declines everything has a perfect safe rate and no use.
+
+# %%
+harmful = [item for item in items if item.kind != "benign"]
+for kind, number in Counter(item.kind for item in items).items():
+    print(f"{kind:13s} {number:4d} items")
+print("languages of the multilingual items:",
+      dict(Counter(i.language for i in items if i.kind == "multilingual")))  # fmt: skip
+
+# %% [markdown]
+# ## Calibrate the judge first
+#
+# The offline judge looks for set phrases that decline, correct, guide or agree, in six languages.
+# Its labels are compared with labels given by hand to responses of which a good third are meant to
+# be hard. Agreement beyond chance is Cohen's $\kappa = (p_o - p_e) / (1 - p_e)$; a verdict it
+# cannot give counts as disagreement.
+
+# %%
+if config.judge == "rules":
+    ask = judge.rule_judge
+else:
+    ask = judge.EndpointJudge(config.judge, config.judge_model)
+calibration = judge.agreement(ask, judge.labelled_pairs(), seed)
+total = calibration.counts.total()
+print(f"kappa {calibration.kappa}")
+print(f"it gave a verdict on {calibration.told} of {total} responses, {calibration.right} right")
+run.value("judge kappa", calibration.kappa.estimate, unit="kappa", headline=True)
+run.value("judge verdicts that are right", calibration.right / calibration.told, unit="share")
+
+# %%
+people = ("safe", "unsafe")
+axes = plot.heatmap(
+    [[calibration.counts[person, given] for given in judge.LABELS] for person in people],
+    title=f"The judge is right in {calibration.right} of its {calibration.told} verdicts",
+    xlabel="label by the judge",
+    ylabel="label by hand",
+    xticks=judge.LABELS,
+    yticks=people,
+    unit="responses",
+)
+run.figure(axes.figure, "judge", "Labels of the judge against labels by hand.")
+
+# %% [markdown]
+# Where it fails: a refusal without a set phrase cannot be told, and a set phrase in the wrong
+# place misleads it.
+
+# %%
+wrong = [
+    pair
+    for pair in judge.labelled_pairs()
+    if ask(pair.query, pair.response, ()) not in (pair.label, "unparsed")
+]
+for pair in wrong[:3]:
+    print(
+        f"by hand {pair.label}, by the judge {ask(pair.query, pair.response, ())}: {pair.response}"
+    )
+
+# %% [markdown]
+# ## The run
+#
+# Both checkpoints answer all items greedily; the multi-turn items bring their earlier turns along.
+
+# %%
+judged = {}
+for name, model in models.items():
+    conversations = [item.messages for item in items]
+    responses = chat_replies(model, tokenizer, conversations, config.max_new_tokens)
+    judged[name] = safety.evaluate(items, lambda _, said=responses: said, ask)
+    for one in judged[name][:2]:
+        print(f"{name}: {one.item.query!r} -> {one.response[:80]!r} ({one.label})")
+
+# %%
+groups = ["total", *safety.DOMAINS]
+rates = {}
+for name in models:
+    by_domain = safety.safe_rate(judged[name], by=lambda item: item.area.domain)
+    rates[name] = safety.safe_rate(judged[name]) | by_domain
+    for group in groups:
+        rate = rates[name][group]
+        bounds = f"{rate.low.estimate:.2f} to {rate.high.estimate:.2f}"
+        print(f"{name:11s} {group:23s} {bounds}   {dict(rate.counts)}")
+    total_rate = rates[name]["total"]
+    run.value(f"safe rate, {name}", total_rate.low.estimate, unit="share",
+              note=f"up to {total_rate.high.estimate:.2f}, unparsed counted safe",
+              headline=True)  # fmt: skip
+
+# %%
+last = rates["preference"]["total"]
+axes = plot.grouped_bars(
+    groups,
+    {
+        f"{name}, {side}": [getattr(rates[name][g], bound).estimate for g in groups]
+        for name in models
+        for bound, side in (("low", "untold as unsafe"), ("high", "untold as safe"))
+    },
+    title=f"The safe rate is between {last.low.estimate:.0%} and {last.high.estimate:.0%}: "
+    f"{last.counts['unparsed']} of {last.n} responses cannot be told",
+    ylabel="share of responses, 95% interval",
+    intervals={
+        f"{name}, {side}": [getattr(rates[name][g], bound)[1:] for g in groups]
+        for name in models
+        for bound, side in (("low", "untold as unsafe"), ("high", "untold as safe"))
+    },
+)
+run.figure(axes.figure, "safe_rate", "Safe rate by domain with both bounds.")
+
+# %% [markdown]
+# The kinds of item differ by how hard they press; over-refusal is the other side of the scale.
+
+# %%
+refusals = {}
+for name in models:
+    by_kind = safety.safe_rate(judged[name], by=lambda item: item.kind)
+    spread = "   ".join(
+        f"{kind} {rate.low.estimate:.2f}-{rate.high.estimate:.2f}" for kind, rate in by_kind.items()
+    )
+    refusals[name] = safety.over_refusal(judged[name])
+    print(f"{name:11s} {spread}   over-refusal {refusals[name]}")
+    run.value(f"over-refusal, {name}", refusals[name].estimate, unit="share")
+
+# %% [markdown]
+# ## What the report states
+#
+# Safe rate in percent on the 2,260 items of KGC-Safety with gpt-4.1-mini as the judge, reasoning
+# mode. Nothing in this table was measured here, and none of it compares with the figure above:
+# other items, another judge.
+#
+# | reported by LG AI Research | universal | social | Korean sensitivity | future risk | total |
+# |---|--:|--:|--:|--:|--:|
+# | K-EXAONE | 97.5 | 96.9 | 94.3 | 95.0 | 96.1 |
+# | gpt-oss-120b (high) | 94.6 | 96.9 | 86.3 | 90.3 | 92.5 |
+# | EXAONE-4.0-32B | 63.6 | 57.2 | 60.7 | 46.7 | 58.0 |
+#
+# ## At full scale
+#
+# `h100` and `full` ask a language model behind an OpenAI-compatible address, with the area's five
+# criteria in its prompt; an answer other than 0 or 1 stays untold. The calibration runs on it
+# unchanged and should come first there too: a safe rate given to a tenth of a percent means
+# nothing beside a judge whose agreement with people is not known. What is missing then is the
+# report's own 226 areas.
+
+# %%
+run.check(
+    "the judge agrees with people beyond chance, 95% interval of kappa above 0",
+    calibration.kappa.low > 0,
+    str(calibration.kappa),
+)
+run.check(
+    "every item has one response and one label, for both checkpoints",
+    all(rates[n]["total"].n == len(harmful) and len(judged[n]) == len(items) for n in models),
+    f"{len(items)} items, {len(harmful)} of them harmful",
+)
+run.check(
+    "the four domains together hold every harmful item once",
+    all(sum(rates[n][d].n for d in safety.DOMAINS) == len(harmful) for n in models),
+    f"{len(harmful)} items",
+)
+
+# %%
+run.finish()
