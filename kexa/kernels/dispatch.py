@@ -23,5 +23,10 @@ def interpreting() -> bool:
 def use_triton(*tensors: torch.Tensor) -> bool:
     """Whether these tensors go to the Triton kernels."""
     if interpreting():
+        if any(x.dtype == torch.bfloat16 for x in tensors):
+            raise ValueError(
+                "Triton's interpreter computes garbage from bfloat16 products; use float32 or "
+                "float16, or unset TRITON_INTERPRET"
+            )
         return True
     return all(x.is_cuda and x.dtype in TENSOR_CORE_DTYPES for x in tensors)

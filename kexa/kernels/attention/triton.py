@@ -1,32 +1,36 @@
 """Attention in Triton, forward and backward: one pass over the visible keys, no score ever stored.
 
-Forward (online softmax). For a tile of queries, walk over the key tiles that hold a visible key, from the
-window's start to the diagonal, keeping per query the largest score m, the sum l of exponentials, and
-the unnormalised output:
+Forward (online softmax). For a tile of queries, walk over the key tiles that hold a visible key,
+from the window's start to the diagonal, keeping per query the largest score m, the sum l of
+exponentials, and the unnormalised output:
 
     m' = max(m, max_s S_s)     a = exp(m - m')     l' = a l + sum_s exp(S_s - m')     O' = a O + P V
 
-Saved for the backward pass: O and lse = m + log l. With P = exp(S - lse), D = rowsum(O * dO) and S = scale q k,
+Saved for the backward pass: O and lse = m + log l. With P = exp(S - lse), D = rowsum(O * dO) and S
+= scale q k,
 
     dV = P^T dO     dP = dO V^T     dS = P * (dP - D)     dQ = scale dS K     dK = scale dS^T Q
 
 * ``_backward_q`` owns a tile of queries, walks keys as the forward does, and leaves D for
-* ``_backward_kv``, which owns a tile of keys and walks the queries of all R heads that share it: gradients of
+* ``_backward_kv``, which owns a tile of keys and walks the queries of all R heads that share it:
+gradients of
   grouped heads are summed in registers, without atomics, so equal inputs give equal bits.
 
-Scores are kept in base 2 (exp2 is the hardware's instruction): scale carries log2(e), lse is in bits.
-Window attention and global attention are the same kernels; global is window = T.
+Scores are kept in base 2 (exp2 is the hardware's instruction): scale carries log2(e), lse is in
+bits. Window attention and global attention are the same kernels; global is window = T.
 
-Departures from the textbook kernel: documents are compared in the mask instead of cutting the batch into
-sequences; a query masked in a whole tile is handled by the finite start m = -1e30 (then P is 0, not NaN).
+Departures from the textbook kernel: documents are compared in the mask instead of cutting the batch
+into sequences; a query masked in a whole tile is handled by the finite start m = -1e30 (then P is
+0, not NaN).
 
-Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, K head size; TQ, TS tile sizes over
-queries and keys; BK = K rounded up to a power of two.
+Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, K head size; TQ, TS tile
+sizes over queries and keys; BK = K rounded up to a power of two.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -34,12 +38,16 @@ import triton.language as tl
 
 from kexa.kernels.launch import Launch
 
+LOG2_E = math.log2(math.e)
+
 
 @triton.jit
 def _rows(base, token, feature, stride, T, K: tl.constexpr):
     """Load a ``[tokens, features]`` tile of one head; zeros outside."""
     inside = (token < T)[:, None] & (feature < K)[None, :]
-    return tl.load(base + token.to(tl.int64)[:, None] * stride + feature[None, :], inside, other=0.0)
+    return tl.load(
+        base + token.to(tl.int64)[:, None] * stride + feature[None, :], inside, other=0.0
+    )
 
 
 @triton.jit
@@ -127,8 +135,8 @@ def _backward_q(
 @triton.jit
 def _backward_kv(
     q, k, v, ids, lse, do, delta, dk, dv,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t, dv_b, dv_h, dv_t,
-    G, R, T, window, scale, scale_q,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t, dv_b, dv_h,
+    dv_t, G, R, T, window, scale, scale_q,
     K: tl.constexpr, BK: tl.constexpr, TQ: tl.constexpr, TS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
@@ -167,59 +175,57 @@ def _backward_kv(
 
 def forward_launch(q, k, v, ids, o, lse, window: int) -> Launch:
     """Launch that fills ``o`` and ``lse``."""
-    B, H, T, K = q.shape
-    tile = _tiles(q)
-    arguments = {
-        **{"q": q, "k": k, "v": v, "ids": ids, "o": o, "lse": lse},
-        **_strides(q=q, k=k, v=v, o=o),
-        **{"H": H, "R": H // k.shape[1], "T": T, "window": window},
-        **{"scale": math.log2(math.e) / math.sqrt(K)},
-        **tile,
-    }
-    return Launch(_forward, (B * H, triton.cdiv(T, tile["TQ"])), arguments, warps=4, stages=2)
+    (B, H, T, _), tile = q.shape, _tiles(q)
+    tensors = (q, k, v, ids, o, lse)
+    numbers = (H, H // k.shape[1], T, window, _scale(q) * LOG2_E)
+    arguments = (*tensors, *_strides(q, k, v, o), *numbers, *tile)
+    return Launch(_forward, (B * H, triton.cdiv(T, tile.TQ)), arguments, warps=4, stages=2)
 
 
 def backward_q_launch(q, k, v, ids, o, lse, do, dq, delta, window: int) -> Launch:
-    """Launch that fills ``dq`` and ``delta`` (= rowsum(o * do), fp32)."""
-    B, H, T, K = q.shape
-    tile = _tiles(q)
-    arguments = {
-        **{"q": q, "k": k, "v": v, "ids": ids, "o": o, "lse": lse, "do": do, "dq": dq, "delta": delta},
-        **_strides(q=q, k=k, v=v, o=o, do=do, dq=dq),
-        **{"H": H, "R": H // k.shape[1], "T": T, "window": window},
-        **{"scale": math.log2(math.e) / math.sqrt(K), "scale_q": 1 / math.sqrt(K)},
-        **tile,
-    }
-    return Launch(_backward_q, (B * H, triton.cdiv(T, tile["TQ"])), arguments, warps=4, stages=2)
+    """Launch that fills ``dq`` and ``delta`` (= rowsum(o * do), in lse's dtype)."""
+    (B, H, T, _), tile = q.shape, _tiles(q)
+    tensors = (q, k, v, ids, o, lse, do, dq, delta)
+    numbers = (H, H // k.shape[1], T, window, _scale(q) * LOG2_E, _scale(q))
+    arguments = (*tensors, *_strides(q, k, v, o, do, dq), *numbers, *tile)
+    return Launch(_backward_q, (B * H, triton.cdiv(T, tile.TQ)), arguments, warps=4, stages=2)
 
 
 def backward_kv_launch(q, k, v, ids, lse, do, delta, dk, dv, window: int) -> Launch:
-    """Launch that fills ``dk`` and ``dv``; ``delta`` must be there."""
-    B, H, T, K = q.shape
-    G, tile = k.shape[1], _tiles(q)
-    arguments = {
-        **{"q": q, "k": k, "v": v, "ids": ids, "lse": lse, "do": do, "delta": delta},
-        **{"dk": dk, "dv": dv},
-        **_strides(q=q, k=k, v=v, do=do, dk=dk, dv=dv),
-        **{"G": G, "R": H // G, "T": T, "window": window},
-        **{"scale": math.log2(math.e) / math.sqrt(K), "scale_q": 1 / math.sqrt(K)},
-        **tile,
-    }
-    return Launch(_backward_kv, (B * G, triton.cdiv(T, tile["TS"])), arguments, warps=4, stages=2)
+    """Launch that fills ``dk`` and ``dv``; reads the ``delta`` of :func:`backward_q_launch`.
+
+    chosen: one stage. A second spills registers (two accumulators and four operands are live); two
+    blocks fit on a multiprocessor and hide each other's loads instead.
+    """
+    (B, H, T, _), G, tile = q.shape, k.shape[1], _tiles(q)
+    tensors = (q, k, v, ids, lse, do, delta, dk, dv)
+    numbers = (G, H // G, T, window, _scale(q) * LOG2_E, _scale(q))
+    arguments = (*tensors, *_strides(q, k, v, do, dk, dv), *numbers, *tile)
+    return Launch(_backward_kv, (B * G, triton.cdiv(T, tile.TS)), arguments, warps=4, stages=1)
 
 
-def _tiles(q: torch.Tensor) -> dict[str, object]:
+class _Tiles(NamedTuple):
+    K: int
+    BK: int
+    TQ: int
+    TS: int
+    ACC: object
+
+
+def _tiles(q: torch.Tensor) -> _Tiles:
     """Tile sizes: 64 x 64, halved for the wider types, whose tiles would overflow shared memory."""
-    size = 64 if q.element_size() <= 2 else 32
+    size, K = (64 if q.element_size() <= 2 else 32), q.shape[-1]
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
-    K = q.shape[-1]
-    return {"K": K, "BK": max(16, triton.next_power_of_2(K)), "TQ": size, "TS": size, "ACC": acc}
+    return _Tiles(K, max(16, triton.next_power_of_2(K)), size, size, acc)
 
 
-def _strides(**tensors: torch.Tensor) -> dict[str, int]:
-    return {
-        f"{name}_{axis}": x.stride(i) for name, x in tensors.items() for i, axis in enumerate("bht")
-    }
+def _scale(q: torch.Tensor) -> float:
+    return 1 / math.sqrt(q.shape[-1])
+
+
+def _strides(*tensors: torch.Tensor) -> list[int]:
+    """Strides of batch, head and token of each; the features are contiguous."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
 
 
 class _Attention(torch.autograd.Function):

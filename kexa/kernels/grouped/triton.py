@@ -1,16 +1,18 @@
 """Grouped GEMM in Triton: forward, gradient of the rows, gradient of the weights.
 
-Rows. ``_rows`` computes y[n] = w[e(n)] x[n] for tiles of TM rows by TN outputs. Expert e owns ceil(rows_e / TM) tiles;
-where they start is a prefix sum over the offsets, which every program computes for itself (E numbers in
-registers). So the host never reads the offsets, and the grid is the bound
+Rows. ``_rows`` computes y[n] = w[e(n)] x[n] for tiles of TM rows by TN outputs. Expert e owns
+ceil(rows_e / TM) tiles; where they start is a prefix sum over the offsets, which every program
+computes for itself (E numbers in registers). So the host never reads the offsets, and the grid is
+the bound
 
     tiles <= floor(N / TM) + E        each expert leaves at most one tile partly filled
 
-with programs past the last tile leaving at once. The gradient of the rows, dx[n] = w[e(n)]^T dy[n], is the same kernel
-with the weight's two strides swapped.
+with programs past the last tile leaving at once. The gradient of the rows, dx[n] = w[e(n)]^T dy[n],
+is the same kernel with the weight's two strides swapped.
 
-Weights. ``_weights`` computes dw[e] = sum_n dy[n] x[n]^T over the rows of e for one tile of one expert: the sum has
-a fixed order and one owner, so equal inputs give equal bits. An expert without rows stores zeros.
+Weights. ``_weights`` computes dw[e] = sum_n dy[n] x[n]^T over the rows of e for one tile of one
+expert: the sum has a fixed order and one owner, so equal inputs give equal bits. An expert without
+rows stores zeros.
 
 Addresses are 64-bit: 128 experts of 4096 x 6144 are 3.2e9 numbers.
 
@@ -18,6 +20,8 @@ Legend: N rows, D input features, F output features, E experts; TM, TN, TK tile 
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -54,7 +58,9 @@ def _rows(
             k = start + inner
             a = tl.load(x_rows + k[None, :], (row < stop)[:, None] & (k < IN)[None, :], other=0.0)
             b = tl.load(
-                w_rows + k.to(tl.int64)[:, None] * w_in, (k < IN)[:, None] & (out < OUT)[None, :], other=0.0
+                w_rows + k.to(tl.int64)[:, None] * w_in,
+                (k < IN)[:, None] & (out < OUT)[None, :],
+                other=0.0,
             )
             total += tl.dot(a, b, input_precision="ieee")
         inside = (row < stop)[:, None] & (out < OUT)[None, :]
@@ -80,7 +86,9 @@ def _weights(
         row = start + tl.arange(0, TK)
         at = row.to(tl.int64)
         a = tl.load(
-            dy + at[None, :] * dy_n + f[:, None], (f < F)[:, None] & (row < stop)[None, :], other=0.0
+            dy + at[None, :] * dy_n + f[:, None],
+            (f < F)[:, None] & (row < stop)[None, :],
+            other=0.0,
         )
         b = tl.load(
             x + at[:, None] * x_n + d[None, :], (row < stop)[:, None] & (d < D)[None, :], other=0.0
@@ -91,41 +99,38 @@ def _weights(
 
 
 def rows_launch(x, w, offsets, y, transpose: bool) -> Launch:
-    """Launch that fills ``y = x w[e]^T``, or ``x w[e]`` when ``transpose`` (the gradient of the rows)."""
-    N, (E, F, D) = len(x), w.shape
-    tile = _tiles(x)
-    w_out, w_in = (w.stride(2), w.stride(1)) if transpose else (w.stride(1), w.stride(2))
-    out, inner = (D, F) if transpose else (F, D)
-    arguments = {
-        **{"x": x, "w": w, "offsets": offsets, "y": y},
-        **{"x_n": x.stride(0), "w_e": w.stride(0), "w_out": w_out, "w_in": w_in, "y_n": y.stride(0)},
-        **{"E": E, "OUT": out, "IN": inner, "BE": triton.next_power_of_2(E)},
-        **tile,
-    }
-    tiles = (N // tile["TM"] + E) * triton.cdiv(out, tile["TN"]) if N else 0
+    """Launch that fills ``y = x w[e]^T``, or ``y = x w[e]`` if ``transpose`` (rows' gradient)."""
+    N, (E, out, inner), tile = len(x), w.shape, _tiles(x)
+    w_e, w_out, w_in = w.stride()
+    if transpose:
+        out, inner, w_out, w_in = inner, out, w_in, w_out
+    strides = (x.stride(0), w_e, w_out, w_in, y.stride(0))
+    arguments = (x, w, offsets, y, *strides, E, out, inner, triton.next_power_of_2(E), *tile)
+    tiles = (N // tile.TM + E) * triton.cdiv(out, tile.TN) if N else 0
     return Launch(_rows, (tiles,), arguments, warps=8, stages=3)
 
 
 def weights_launch(dy, x, offsets, dw) -> Launch:
     """Launch that fills ``dw[e] = dy^T x`` over the rows of each expert."""
-    E, F, D = dw.shape
-    tile = _tiles(x)
-    arguments = {
-        **{"dy": dy, "x": x, "offsets": offsets, "dw": dw},
-        **{"dy_n": dy.stride(0), "x_n": x.stride(0), "dw_e": dw.stride(0), "dw_f": dw.stride(1)},
-        **{"F": F, "D": D},
-        **tile,
-    }
-    tiles = triton.cdiv(F, tile["TM"]) * triton.cdiv(D, tile["TN"])
+    (E, F, D), tile = dw.shape, _tiles(x)
+    strides = (dy.stride(0), x.stride(0), dw.stride(0), dw.stride(1))
+    arguments = (dy, x, offsets, dw, *strides, F, D, *tile)
+    tiles = triton.cdiv(F, tile.TM) * triton.cdiv(D, tile.TN)
     return Launch(_weights, (tiles, E), arguments, warps=8, stages=3)
 
 
-def _tiles(x: torch.Tensor) -> dict[str, object]:
-    """Tile sizes: 128 x 128 x 64 for 16-bit types, smaller where numbers are wider."""
-    acc = tl.float64 if x.dtype == torch.float64 else tl.float32
+class _Tiles(NamedTuple):
+    TM: int
+    TN: int
+    TK: int
+    ACC: object
+
+
+def _tiles(x: torch.Tensor) -> _Tiles:
+    """Tile sizes: 128 x 128 x 64 for 16-bit types, half of each where numbers are wider."""
     if x.element_size() <= 2:
-        return {"TM": 128, "TN": 128, "TK": 64, "ACC": acc}
-    return {"TM": 64, "TN": 64, "TK": 32, "ACC": acc}
+        return _Tiles(128, 128, 64, tl.float32)
+    return _Tiles(64, 64, 32, tl.float64 if x.dtype == torch.float64 else tl.float32)
 
 
 class _GroupedGemm(torch.autograd.Function):

@@ -1,0 +1,48 @@
+"""The Triton kernels without a GPU: interpreted against the references, with planted faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kexa.config import ROOT
+from tests.kernels.kernel_checks import ATTENTION_CASES, GROUPED_CASES
+from tests.kernels.mutants import FAULTS
+
+CASES = [f"attention: {case}" for case in ATTENTION_CASES]
+CASES += [f"grouped: {case}" for case in GROUPED_CASES]
+CASES += ["attention_gradcheck", "grouped_gradcheck", "addresses_past_two_billion"]
+CASES += ["bfloat16_is_refused", "dispatch_reaches_the_kernels", "equal_bits"]
+
+FAULT_NAMES = [f"{op}: {name}" for op, faults in FAULTS.items() for name in faults]
+
+
+@pytest.fixture(scope="session")
+def report() -> dict[str, dict[str, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpret"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_equals_its_reference(report, case):
+    assert report["checks"][case] == ""
+
+
+@pytest.mark.parametrize("fault", FAULT_NAMES)
+def test_planted_fault_is_caught(report, fault):
+    assert report["faults"][fault] != ""
+
+
+def test_no_check_is_left_out(report):
+    assert set(report["checks"]) == set(CASES)
