@@ -8,13 +8,16 @@ from kexa.tokenizer.metrics import (
     split,
     superwords,
     token_counts,
+    usage,
     utf8_bytes,
 )
 from kexa.tokenizer.superbpe import train_baseline, train_tokenizer
-from kexa.tokenizer.vocabulary import SPECIAL_TOKENS, budget
+from kexa.tokenizer.vocabulary import PHRASES, SPECIAL_TOKENS, WORDS, budget
 
 __all__ = [
+    "PHRASES",
     "SPECIAL_TOKENS",
+    "WORDS",
     "budget",
     "bytes_per_token",
     "gain_interval",
@@ -26,5 +29,6 @@ __all__ = [
     "token_counts",
     "train_baseline",
     "train_tokenizer",
+    "usage",
     "utf8_bytes",
 ]

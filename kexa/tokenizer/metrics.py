@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from kexa.statistics import Interval
 from kexa.tokenizer import bpe
 from kexa.tokenizer.superbpe import words_in
+from kexa.tokenizer.vocabulary import Budget
 
 _RESAMPLES = 1000
 
@@ -49,6 +50,15 @@ def gain_interval(before: np.ndarray, after: np.ndarray, seed: int) -> Interval:
     resampled = (weights @ before) / (weights @ after) - 1
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Interval(float(before.sum() / after.sum() - 1), float(low), float(high))
+
+
+def usage(tokenizer: Tokenizer, texts: Sequence[str], sizes: Budget) -> dict[str, float]:
+    """Share of the tokens of an encoding that come from each part of the vocabulary."""
+    ids = bpe.encode(tokenizer, texts).ids
+    parts = sizes.ranges()
+    edges = [part.start for part in parts.values()] + [tokenizer.get_vocab_size()]
+    counts = np.histogram(ids, bins=edges)[0] / len(ids)
+    return dict(zip(parts, counts.tolist(), strict=True))
 
 
 def split(pattern: str, text: str) -> list[str]:
