@@ -1,0 +1,105 @@
+"""On a GPU: the kernels in their own dtype, judged by PyTorch's own error in that dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kexa.kernels import global_attention, grouped_gemm, window_attention
+from kexa.kernels.attention import reference as attention_reference
+from kexa.kernels.grouped import reference as grouped_reference
+
+pytestmark = pytest.mark.gpu
+
+
+def error_ratio(op, plain, inputs, d_out) -> dict[str, float]:
+    """Largest error of ``op`` over largest error of ``plain``, both bf16, both against fp64.
+
+    One rounding of the expected value is allowed on top: an exact result cannot do better.
+    """
+    results = {}
+    for name, function, dtype in (
+        ("op", op, torch.bfloat16),
+        ("plain", plain, torch.bfloat16),
+        ("exact", plain, torch.float64),
+    ):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = function(*leaves)
+        results[name] = [out, *torch.autograd.grad(out, leaves, d_out.to(dtype))]
+    ratios = {}
+    for i, exact in enumerate(results["exact"]):
+        rounding = float(exact.detach().abs().max()) * 2**-9
+        op_error, plain_error = (
+            float((results[k][i].double() - exact).detach().abs().max()) for k in ("op", "plain")
+        )
+        ratios[f"result {i}"] = op_error / (plain_error + rounding)
+    return ratios
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 129, 1000])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
+@pytest.mark.parametrize("window", [128, None], ids=["window", "global"])
+def test_attention_is_as_exact_as_pytorch(tokens, head_dim, window):
+    torch.manual_seed(0)
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    inputs = [torch.randn(2, n, tokens, head_dim, **draw) for n in (8, 2, 2)]
+    ids = torch.randint(-1, 4, (2, tokens), device="cuda").sort(1).values
+
+    def op(q, k, v):
+        if window is None:
+            return global_attention(q, k, v, ids)
+        return window_attention(q, k, v, window, ids)
+
+    def plain(q, k, v):
+        return attention_reference.attention(q, k, v, window, ids)
+
+    ratios = error_ratio(op, plain, inputs, torch.randn_like(inputs[0]))
+    assert max(ratios.values()) <= 2, ratios
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 1), (100, 100, 257), (1, 2, 1000)])
+@pytest.mark.parametrize("features", [(64, 128), (200, 328)])
+def test_grouped_gemm_is_as_exact_as_pytorch(ends, features):
+    torch.manual_seed(0)
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    D, F = features
+    x, w = torch.randn(ends[-1], D, **draw), torch.randn(len(ends), F, D, **draw)
+    offsets = torch.tensor(ends, dtype=torch.int32, device="cuda")
+    ratios = error_ratio(
+        lambda x, w: grouped_gemm(x, w, offsets),
+        lambda x, w: grouped_reference.grouped_gemm(x, w, offsets),
+        [x, w],
+        torch.randn(ends[-1], F, **draw),
+    )
+    assert max(ratios.values()) <= 2, ratios
+
+
+def test_no_call_waits_for_the_gpu():
+    draw = {"dtype": torch.bfloat16, "device": "cuda", "requires_grad": True}
+    q, k, v = (torch.randn(1, n, 256, 128, **draw) for n in (4, 2, 2))
+    x, w = torch.randn(256, 64, **draw), torch.randn(4, 64, 64, **draw)
+    ends = torch.tensor([10, 10, 200, 256], dtype=torch.int32, device="cuda")
+    weight_o, weight_y = torch.randn_like(q), torch.randn_like(x)
+    for mode in ("default", "error"):  # the first pass compiles, which may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        window_attention(q, k, v, 128).backward(weight_o)
+        grouped_gemm(x, w, ends).backward(weight_y)
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_equal_inputs_give_equal_bits():
+    draw = {"dtype": torch.bfloat16, "device": "cuda", "requires_grad": True}
+    q, k, v = (torch.randn(2, n, 777, 128, **draw) for n in (8, 2, 2))
+    d_out = torch.randn_like(q)
+    runs = [torch.autograd.grad(window_attention(q, k, v, 128), (q, k, v), d_out) for _ in range(3)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+def test_weights_past_two_billion_numbers():
+    E, F, D = 128, 4096, 6144  # the published expert stack: 3.2e9 numbers
+    w = torch.zeros(E, F, D, dtype=torch.bfloat16, device="cuda")
+    w[-1] = 1
+    x = torch.ones(5, D, dtype=torch.bfloat16, device="cuda")
+    ends = torch.zeros(E, dtype=torch.int32, device="cuda")
+    ends[-1] = 5
+    assert bool((grouped_gemm(x, w, ends) == D).all())
