@@ -1,6 +1,6 @@
 """Post-training: SFT, AGAPO on verifiable tasks, GROUPER on preferences, in that order.
 
-    chat format (kexa.data.chat) -> sft -> tasks, rewards, rollout, agapo -> judge, grouper
+chat format (kexa.data.chat) -> sft -> tasks, rewards, rollout, agapo -> judge, grouper
 """
 
 from kexa.post.agapo import agapo_advantages, agapo_loss, importance_ratios, informative_groups

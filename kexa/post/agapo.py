@@ -30,7 +30,14 @@ from tqdm.auto import tqdm
 from kexa.config import RLConfig
 from kexa.model import KexaForCausalLM
 from kexa.post.rewards import Verdict
-from kexa.post.rollout import Group, collate, freeze_router, respond, response_logprobs, verdicts
+from kexa.post.rollout import (
+    Group,
+    attempt,
+    collate,
+    freeze_router,
+    response_logprobs,
+    rewards,
+)
 from kexa.post.tasks import Task
 from kexa.runtime import generator
 
@@ -144,18 +151,17 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     for step in tqdm(range(config.iterations), desc="AGAPO"):
         tasks = draw(step)
-        groups = respond(
+        groups, verdicts = attempt(
             model,
             tokenizer,
-            [[{"role": "user", "content": task.prompt}] for task in tasks],
+            tasks,
             config.group_size,
             thinking=True,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             generator=generator(seed, "agapo rollout", step),
         )
-        found = [verdicts(task, group) for task, group in zip(tasks, groups, strict=True)]
-        rewards_QG = torch.tensor([[v.reward for v in row] for row in found])
+        rewards_QG = rewards(verdicts)
         advantages_QG, kept_Q = agapo_advantages(rewards_QG), informative_groups(rewards_QG)
         ratios, norms = [], []
         for part in kept_Q.nonzero()[:, 0].tensor_split(config.updates):
@@ -179,4 +185,4 @@ def train(
                 optimizer.step()
             ratio_NT = importance_ratios(logprobs, batch["rollout_logprobs"])
             ratios.append(ratio_NT[batch["mask"]].cpu())
-        yield Iteration(step, tasks, groups, found, rewards_QG, kept_Q, ratios, norms)
+        yield Iteration(step, tasks, groups, verdicts, rewards_QG, kept_Q, ratios, norms)

@@ -15,13 +15,19 @@ asks any OpenAI-compatible server and is what the larger profiles use.
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kexa.post.rewards import Verdict
+import torch
+from torch import Tensor
+
+from kexa.post.rewards import Check, Verdict
+from kexa.post.rollout import Group
+from kexa.post.rollout import judge as judge_by_rule
 
 Judge = Callable[[str, str, Sequence[str]], Mapping[str, float]]
 
@@ -49,6 +55,38 @@ def preference_reward(
     if verdict is None:
         return rubric
     return rule_weight * verdict.reward + (1 - rule_weight) * rubric
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt of preference learning, with a rule for its answer where there is one."""
+
+    text: str
+    check: Check | None = None
+
+
+def score_groups(
+    requests: Sequence[Request], groups: Sequence[Group], judge: Judge, rule_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Preference rewards [Q, G] and what they are made of.
+
+    Returns:
+        The rewards, and ``{dimension: scores [Q, G]}`` with one entry ``"rule"`` that is NaN where
+        a prompt has no rule.
+    """
+    parts: dict[str, list[list[float]]] = {name: [] for name in (*RUBRIC, "rule")}
+    rewards = []
+    for request, group in zip(requests, groups, strict=True):
+        size = len(group.responses)
+        verdicts = judge_by_rule(request.check, group) if request.check else [None] * size
+        scores = [judge(request.text, r.answer, tuple(RUBRIC)) for r in group.responses]
+        rewards.append(
+            [preference_reward(v, s, rule_weight) for v, s in zip(verdicts, scores, strict=True)]
+        )
+        for name in RUBRIC:
+            parts[name].append([s[name] for s in scores])
+        parts["rule"].append([v.reward if v else math.nan for v in verdicts])
+    return torch.tensor(rewards), {name: torch.tensor(rows) for name, rows in parts.items()}
 
 
 def rule_judge(request: str, response: str, dimensions: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Responses from a policy, and what another policy (or the same one later) thinks of their tokens.
 
     respond            prompts -> groups of responses, with each token's sampling log-probability
-    verdicts           a task's rule on every response of a group
+    attempt            tasks -> groups and the verdict of each task's rule on each response
     collate            groups -> one padded batch
     response_logprobs  the same log-probabilities under a model in training, with gradient
  The sampler decodes with a cache, row by row; the trainer reads whole sequences. Both take the
@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kexa.data.chat import Message, encode_chat, parse_reply
 from kexa.model import KexaForCausalLM, sample
-from kexa.post.rewards import Verdict
+from kexa.post.rewards import Check, Verdict
 from kexa.post.tasks import Task
 
 
@@ -100,9 +100,23 @@ def respond(
     ]
 
 
-def verdicts(task: Task, group: Group) -> list[Verdict]:
-    """The task's verdict on every response. A response cut off by the token limit is unreadable."""
-    return [task.verify(r.answer) if r.finished else Verdict("unreadable") for r in group.responses]
+def judge(check: Check, group: Group) -> list[Verdict]:
+    """The check's verdict on every response. A response cut off by the limit is unreadable."""
+    return [check(r.answer) if r.finished else Verdict("unreadable") for r in group.responses]
+
+
+def attempt(
+    model: KexaForCausalLM, tokenizer: Tokenizer, tasks: Sequence[Task], group_size: int, **sampling
+) -> tuple[list[Group], list[list[Verdict]]]:
+    """Responses to tasks and the verdicts on them; ``sampling`` as for :func:`respond`."""
+    prompts = [[{"role": "user", "content": task.prompt}] for task in tasks]
+    groups = respond(model, tokenizer, prompts, group_size, **sampling)
+    return groups, [judge(t.check, g) for t, g in zip(tasks, groups, strict=True)]
+
+
+def rewards(verdicts: Sequence[Sequence[Verdict]]) -> Tensor:
+    """Rewards [Q, G] of verdicts, fp32."""
+    return torch.tensor([[v.reward for v in row] for row in verdicts])
 
 
 def collate(groups: Sequence[Group], pad: int) -> dict[str, Tensor]:

@@ -191,8 +191,9 @@ def validation_loss(model: KexaForCausalLM, chats: PackedChats) -> float:
     """Mean cross-entropy of the assistant's tokens over an epoch of full batches, in nats."""
     model.eval()
     total = count = 0.0
+    device = model.lm_head.weight.device
     for step in range(len(chats)):
-        batch = chats.batch(step)
+        batch = {name: value.to(device) for name, value in chats.batch(step).items()}
         tokens = int(batch["loss_mask"].sum())
         total += float(chat_loss(model, batch).next_token) * tokens
         count += tokens

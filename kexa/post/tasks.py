@@ -1,16 +1,17 @@
-"""Verifiable tasks: endless prompts of two families in six languages, each with its check and an
-oracle.
+"""Verifiable tasks: endless prompts of two families in six languages, with check and oracle.
 
     math          small sums and differences; the answer stands in \\boxed{}
     instruction   one verifiable constraint: repeat a word, list so many things, end with a word
- A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
+
+A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
 reinforcement learning replaces imitation by the check. Tasks fall on the training or the held-out
 side by a hash of what they ask (for a sum the expression, in whatever language), so the sides never
 share a question, whatever seed drew it.
 
 reported: a multi-task mix of verifiable domains (mathematics and instruction following are two of
-the four), languages en, ko, es, de, ja, vi. chosen: the tasks themselves, of a size that a model of
-a million parameters gets partly right.
+the four), languages en, ko, es, de, ja, vi.
+chosen: the tasks themselves, of a size that a model of a million parameters gets partly right. What
+a task is about stands at the end of its prompt, so that a window layer sees it from the reply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kexa.post.rewards import BoxedInteger, Check, LastWord, ListOf, RepeatedWord, Verdict
+from kexa.post.rewards import BoxedInteger, Check, LastWord, ListOf, RepeatedWord
 
 Side = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.2
@@ -29,36 +30,39 @@ FAMILIES = ("math", "instruction")
 LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
 
 _SUM = {
-    "en": "Compute {sum}. Put the answer in \\boxed{{}}.",
-    "ko": "{sum}의 값을 구해 \\boxed{{}} 안에 쓰세요.",
-    "es": "Calcula {sum}. Pon la respuesta en \\boxed{{}}.",
-    "de": "Berechne {sum}. Schreibe die Antwort in \\boxed{{}}.",
-    "ja": "{sum}を計算し、答えを\\boxed{{}}に書いてください。",
-    "vi": "Tính {sum}. Ghi đáp án trong \\boxed{{}}.",
+    "en": "Compute and answer in \\boxed{{}}: {sum}",
+    "ko": "계산하고 답을 \\boxed{{}} 안에 쓰세요: {sum}",
+    "es": "Calcula y responde en \\boxed{{}}: {sum}",
+    "de": "Berechne und antworte in \\boxed{{}}: {sum}",
+    "ja": "計算し、答えを\\boxed{{}}に書いてください: {sum}",
+    "vi": "Tính và trả lời trong \\boxed{{}}: {sum}",
 }
 _REPEAT = {
-    "en": "Write the word {word} exactly {count} times.",
+    "en": "Write this word exactly {count} times: {word}",
     "ko": "다음 단어를 정확히 {count}번 쓰세요: {word}",
-    "es": "Escribe la palabra {word} exactamente {count} veces.",
-    "de": "Schreibe das Wort {word} genau {count} Mal.",
-    "ja": "{word}という単語をちょうど{count}回書いてください。",
-    "vi": "Viết từ {word} đúng {count} lần.",
+    "es": "Escribe esta palabra exactamente {count} veces: {word}",
+    "de": "Schreibe dieses Wort genau {count} Mal: {word}",
+    "ja": "次の単語をちょうど{count}回書いてください: {word}",
+    "vi": "Viết từ này đúng {count} lần: {word}",
 }
 _LIST = {
-    "en": "List exactly {count} {kind}, separated by commas.",
-    "ko": "{kind} {count}개를 쉼표로 구분해 쓰세요.",
-    "es": "Escribe exactamente {count} {kind}, separados por comas.",
-    "de": "Nenne genau {count} {kind}, durch Kommas getrennt.",
-    "ja": "{kind}をちょうど{count}個、読点で区切って書いてください。",
-    "vi": "Kể đúng {count} {kind}, cách nhau bằng dấu phẩy.",
+    "en": "Write a list with commas: exactly {count} {kind}",
+    "ko": "쉼표로 구분해 정확히 쓰세요: {kind} {count}개",
+    "es": "Escribe una lista con comas: exactamente {count} {kind}",
+    "de": "Schreibe eine Liste mit Kommas: genau {count} {kind}",
+    "ja": "読点で区切って書いてください: {kind}をちょうど{count}個",
+    "vi": "Viết danh sách có dấu phẩy: đúng {count} {kind}",
 }
 _LAST = {
-    "en": ("Write a sentence that ends with the word {word}.", "Today we talk about the {word}."),
-    "ko": ("마지막 단어가 {word}인 문장을 쓰세요.", "오늘 이야기할 것은 {word}"),
-    "es": ("Escribe una frase que termine con la palabra {word}.", "Hoy hablamos de {word}."),
-    "de": ("Schreibe einen Satz, der mit dem Wort {word} endet.", "Heute reden wir über {word}."),
-    "ja": ("{word}で終わる文を書いてください。", "今日の話題は{word}"),
-    "vi": ("Viết một câu kết thúc bằng từ {word}.", "Hôm nay ta nói về {word}."),
+    "en": ("Write a sentence that ends with this word: {word}", "Today we talk about the {word}."),
+    "ko": ("이 단어로 끝나는 문장을 쓰세요: {word}", "오늘 이야기할 것은 {word}"),
+    "es": ("Escribe una frase que termine con esta palabra: {word}", "Hoy hablamos de {word}."),
+    "de": (
+        "Schreibe einen Satz, der mit diesem Wort endet: {word}",
+        "Heute reden wir über {word}.",
+    ),
+    "ja": ("この単語で終わる文を書いてください: {word}", "今日の話題は{word}"),
+    "vi": ("Viết một câu kết thúc bằng từ này: {word}", "Hôm nay ta nói về {word}."),
 }
 # What can be listed, repeated and ended with, by language and kind.
 _THINGS = {
@@ -106,9 +110,6 @@ class Task:
     check: Check
     reasoning: str
     answer: str
-
-    def verify(self, answer: str) -> Verdict:
-        return self.check(answer)
 
     @property
     def side(self) -> Side:
@@ -171,7 +172,7 @@ def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_num
 
 
 def _draw_repeat(rng: random.Random, language: str) -> Task:
-    word, times = _word(rng, language), rng.randint(2, 5)
+    word, times = _word(rng, language), rng.randint(2, 4)
     prompt = _REPEAT[language].format(word=word, count=times)
     answer = " ".join([word] * times)
     return _instruction(language, f"{times} x {word}", prompt, RepeatedWord(word, times), answer)
@@ -179,7 +180,7 @@ def _draw_repeat(rng: random.Random, language: str) -> Task:
 
 def _draw_list(rng: random.Random, language: str) -> Task:
     kind = rng.choice(list(_THINGS[language]))
-    count = rng.randint(2, 5)
+    count = rng.randint(2, 4)
     prompt = _LIST[language].format(kind=kind, count=count)
     entries = rng.sample(_THINGS[language][kind].split(), count)
     answer = ("、" if language == "ja" else ", ").join(entries)

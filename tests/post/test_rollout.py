@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from kexa.config import PreferenceConfig, RLConfig
-from kexa.post import agapo, grouper, tasks
+from kexa.post import agapo, grouper, rollout, tasks
 from kexa.post.rewards import Verdict
 from kexa.post.rollout import (
     Group,
     Response,
     collate,
     freeze_router,
+    judge,
     respond,
     response_logprobs,
-    verdicts,
 )
 from kexa.train import build_optimizers
 
@@ -110,7 +110,7 @@ def test_collate_by_hand():
 def test_a_cut_off_response_is_unreadable_even_when_its_text_is_right():
     task = tasks.generate("math", "train", 1, 0)[0]
     done = Response([1], [0.0], True, "", task.answer)
-    found = verdicts(task, Group([1], [done, dataclasses.replace(done, finished=False)]))
+    found = judge(task.check, Group([1], [done, dataclasses.replace(done, finished=False)]))
     assert [v.outcome for v in found] == ["right", "unreadable"]
 
 
@@ -131,7 +131,7 @@ def lucky_tasks(step):
 
 def finished(monkeypatch):
     """An untrained model never ends a reply: count every response as finished."""
-    inner = agapo.respond
+    inner = rollout.respond
 
     def respond(*args, **kwargs):
         return [
@@ -145,7 +145,7 @@ def finished(monkeypatch):
             for group in inner(*args, **kwargs)
         ]
 
-    monkeypatch.setattr(agapo, "respond", respond)
+    monkeypatch.setattr(rollout, "respond", respond)
 
 
 def test_agapo_moves_everything_but_the_router(model, tokenizer, monkeypatch):
