@@ -199,6 +199,7 @@ class SFTConfig:
     warmup_share: float
     decay_share: float
     weight_decay: float
+    max_new_tokens: int  # when answers are sampled to be checked
     heldout_prompts: int  # per task family, for accuracy before and after
 
 
@@ -227,6 +228,7 @@ class PreferenceConfig:
     group_size: int  # G: responses per prompt
     rule_weight: float  # share of the rule's verdict where a prompt has one
     judge: str  # "rules", or the base URL of an OpenAI-compatible server
+    judge_model: str  # that server's name of the model; empty with "rules"
     temperature: float
     max_new_tokens: int
     batch_prompts: int  # groups per optimizer step
