@@ -140,7 +140,7 @@ first, last = ({k: c[k] for k in ("preferred", "rejected")} for c in (curve[0], 
 margins = [c["preferred"] - c["rejected"] for c in (first, last)]
 ax = plot.lines(
     {name: (steps, [c[name] for c in curve]) for name in ("preferred", "rejected")},
-    f"Inverse perplexity of preferred over rejected replies: {margins[0]:+.3f} to {margins[1]:+.3f}",
+    f"Preferred over rejected replies: {margins[0]:+.3f} before, {margins[1]:+.3f} after",
     "optimizer step",
     "mean inverse perplexity",
 )
@@ -174,11 +174,11 @@ def by_dimension(parts):
 
 
 bars = {"before": by_dimension(parts_before), "after": by_dimension(parts_after)}
-better = sum(bars["after"][n].estimate > bars["before"][n].estimate for n in bars["after"])
+rises = sum(bars["after"][n].estimate > bars["before"][n].estimate for n in bars["after"])
 ax = plot.grouped_bars(
     list(bars["after"]),
     {label: [p.estimate for p in points.values()] for label, points in bars.items()},
-    f"Preference reward changes by {gain.estimate:+.3f}; {better} of {len(bars['after'])} parts rise",
+    f"Preference reward: {gain.estimate:+.3f}; {rises} of {len(bars['after'])} parts of it rise",
     "mean score",
     intervals={label: [(p.low, p.high) for p in ps.values()] for label, ps in bars.items()},
 )
