@@ -1,0 +1,145 @@
+"""Is the path that this machine takes right? ``python -m kexa.kernels.check`` says so in seconds.
+
+Each operation runs forward and backward on a deliberately odd shape (nothing divides a tile;
+packed documents; empty experts) and is compared with its reference in fp64. What is allowed:
+
+    float32                 1e-5 of the largest expected number
+    float16, bfloat16       twice the error of the plain reference in the same dtype, plus one
+                            rounding of the largest expected number
+
+The second rule calibrates itself: a kernel may reorder sums, but not be worse than PyTorch is.
+On a GPU this runs the Triton kernels; on a CPU the PyTorch path, or with ``TRITON_INTERPRET=1`` the
+same kernels interpreted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kexa.kernels import global_attention, grouped_gemm, use_triton, window_attention
+from kexa.kernels.attention import reference as attention_reference
+from kexa.kernels.grouped import reference as grouped_reference
+
+TOKENS, WINDOW = 131, 37
+ENDS = (0, 5, 5, 70, 131)  # the first and third of five experts get nothing
+
+
+@dataclass(frozen=True)
+class Check:
+    """Largest error of each result, and the largest allowed, in units of that result."""
+
+    operation: str
+    path: str  # "triton" or "pytorch"
+    dtype: torch.dtype
+    errors: dict[str, float]
+    allowed: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        """Every error is a number and within its bound."""
+        return all(self.errors[name] <= self.allowed[name] for name in self.errors)
+
+    def __str__(self) -> str:
+        share = max(self.errors[name] / self.allowed[name] for name in self.errors)
+        return (
+            f"{self.operation:17s} {self.path}, {str(self.dtype).removeprefix('torch.')}: "
+            f"{'right' if self.holds else 'WRONG'}, errors up to {share:.2f} of what is allowed"
+        )
+
+
+def compare(
+    op: Callable, reference: Callable, inputs: Sequence[torch.Tensor], d_out: torch.Tensor
+) -> tuple[dict[str, float], dict[str, float]]:
+    """``(errors, allowed)`` of output and gradients, in the inputs' dtype, by the rule above."""
+    dtype = inputs[0].dtype
+    results = []
+    for function, kind in ((reference, torch.float64), (op, dtype), (reference, dtype)):
+        leaves = [x.detach().to(kind).requires_grad_() for x in inputs]
+        out = function(*leaves)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, d_out.to(kind))])
+    errors, allowed = {}, {}
+    names = ("output", *(f"gradient {i}" for i in range(len(inputs))))
+    for name, exact, got, plain in zip(names, *results, strict=True):
+        largest = float(exact.abs().max())
+        errors[name] = float((got.double() - exact).abs().max())
+        if dtype == torch.float32:
+            allowed[name] = 1e-5 * largest
+        else:
+            plain_error = float((plain.double() - exact).abs().max())
+            allowed[name] = 2 * plain_error + torch.finfo(dtype).eps / 2 * largest
+    return errors, allowed
+
+
+def check(operation: str, device: str, dtype: torch.dtype) -> Check:
+    """Check one of :data:`OPERATIONS`."""
+    op, reference, inputs, d_out = OPERATIONS[operation](device, dtype)
+    errors, allowed = compare(op, reference, inputs, d_out)
+    path = "triton" if use_triton(inputs[0]) else "pytorch"
+    return Check(operation, path, dtype, errors, allowed)
+
+
+def _attention(window: int | None) -> Callable:
+    def build(device: str, dtype: torch.dtype):
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((1, n, TOKENS, 40) for n in (4, 2, 2, 4))
+        q, k, v, d_out = (_normal(generator, s, device, dtype) for s in shapes)
+        ids = torch.randint(-1, 3, (1, TOKENS), generator=generator).sort(1).values.to(device)
+
+        def op(q, k, v):
+            if window is None:
+                return global_attention(q, k, v, ids)
+            return window_attention(q, k, v, window, ids)
+
+        def reference(q, k, v):
+            return attention_reference.attention(q, k, v, window, ids)
+
+        return op, reference, (q, k, v), d_out
+
+    return build
+
+
+def _grouped(device: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((ENDS[-1], 72), (len(ENDS), 88, 72), (ENDS[-1], 88))
+    x, w, d_out = (_normal(generator, s, device, dtype) for s in shapes)
+    ends = torch.tensor(ENDS, dtype=torch.int32, device=device)
+
+    def op(x, w):
+        return grouped_gemm(x, w, ends)
+
+    def reference(x, w):
+        return grouped_reference.grouped_gemm(x, w, ends)
+
+    return op, reference, (x, w), d_out
+
+
+def _normal(generator: torch.Generator, shape, device: str, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+OPERATIONS = {
+    "window attention": _attention(WINDOW),
+    "global attention": _attention(None),
+    "grouped GEMM": _grouped,
+}
+
+
+def main() -> int:
+    """Check every operation in the dtypes this device computes in; 1 if one is wrong."""
+    on_gpu = torch.cuda.is_available()
+    dtypes = (torch.float32, torch.bfloat16) if on_gpu else (torch.float32,)
+    checks = [
+        check(operation, "cuda" if on_gpu else "cpu", dtype)
+        for operation in OPERATIONS
+        for dtype in dtypes
+    ]
+    print(*checks, sep="\n")
+    return 0 if all(c.holds for c in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

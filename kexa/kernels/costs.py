@@ -1,0 +1,53 @@
+"""FLOPs and bytes of an operation before any kernel is written: the bound a kernel is judged by.
+
+A product of [m, k] and [k, n] is 2mkn FLOPs; bytes are those that must cross the memory bus once.
+Their quotient, the arithmetic intensity, against the chip's own (peak FLOP/s over bytes/s) says
+whether arithmetic or memory sets the least possible time:
+
+    least time = max(flops / peak flops, bytes / bandwidth)
+
+H100 SXM figures are NVIDIA's data sheet: 989 TFLOP/s dense bf16, 3.35 TB/s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+H100_FLOPS = 989e12  # bf16, dense, per second
+H100_BYTES = 3.35e12  # per second
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one call in FLOPs and bytes."""
+
+    flops: float
+    bytes: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.bytes
+
+    def least_seconds(self, flops: float = H100_FLOPS, bandwidth: float = H100_BYTES) -> float:
+        """No kernel on a chip with these peaks can be faster."""
+        return max(self.flops / flops, self.bytes / bandwidth)
+
+
+def attention(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, window: int, item: int = 2
+) -> Cost:
+    """Forward pass of one row; ``window >= tokens`` is global attention; ``item`` bytes per number.
+
+    Counts the pairs a query may see: sum over t of min(t + 1, window). Reads q, k, v, writes o.
+    """
+    full = min(window, tokens)
+    pairs = full * (full + 1) // 2 + (tokens - full) * full
+    moved = tokens * head_dim * item * (2 * heads + 2 * kv_heads)
+    return Cost(flops=4.0 * heads * pairs * head_dim, bytes=float(moved))
+
+
+def grouped_gemm(rows: int, inputs: int, outputs: int, experts_used: int, item: int = 2) -> Cost:
+    """Forward pass: every used expert's matrix is read once, every row read and written once."""
+    moved = item * (experts_used * inputs * outputs + rows * (inputs + outputs))
+    return Cost(flops=2.0 * rows * inputs * outputs, bytes=float(moved))

@@ -1,0 +1,55 @@
+"""The self-check must see a wrong result, and the cost model must count what its text says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from kexa.kernels import check, costs
+from kexa.kernels.attention import reference
+
+
+@pytest.mark.parametrize("operation", check.OPERATIONS)
+def test_this_machine_passes(operation):
+    result = check.check(operation, "cpu", torch.float32)
+    assert result.holds and result.path == "pytorch", result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_faint_fault_and_a_missing_number_are_seen(dtype):
+    inputs = [torch.randn(1, n, 20, 8).to(dtype) for n in (2, 1, 1)]
+    d_out = torch.randn(1, 2, 20, 8).to(dtype)
+
+    def plain(q, k, v):
+        return reference.attention(q, k, v, 4)
+
+    def faint(q, k, v):
+        return plain(q, k, v) * (1 + 1e-2)
+
+    def holed(q, k, v):
+        return torch.cat(
+            [plain(q, k, v)[:, :, :-1], v[:, :1, -1:].expand(1, 2, 1, 8) * torch.nan], 2
+        )
+
+    honest = check.Check("attention", "pytorch", dtype, *check.compare(plain, plain, inputs, d_out))
+    assert honest.holds, honest
+    for fault in (faint, holed):
+        errors, allowed = check.compare(fault, plain, inputs, d_out)
+        assert not dataclasses.replace(honest, errors=errors, allowed=allowed).holds
+
+
+def test_attention_cost_counts_the_visible_pairs():
+    for tokens, window in ((1, 1), (10, 3), (7, 7), (5, 100)):
+        pairs = int(reference.visible(tokens, window).sum())
+        cost = costs.attention(tokens, heads=4, kv_heads=2, head_dim=8, window=window)
+        assert cost.flops == 4 * 4 * 8 * pairs  # two products of 2 FLOPs per pair, head and feature
+        assert cost.bytes == 2 * tokens * 8 * (4 + 2 + 2 + 4)
+
+
+def test_least_time_is_set_by_the_scarcer_resource():
+    cost = costs.grouped_gemm(rows=10, inputs=4, outputs=3, experts_used=2)
+    assert cost.flops == 240 and cost.bytes == 2 * (24 + 70)
+    assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
+    assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
