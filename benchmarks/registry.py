@@ -1,0 +1,143 @@
+"""What is measured: each operation with its rivals and shapes, as data.
+
+A rival computes the same numbers another way that people use. ``build(shape, device)`` returns the
+candidates by name, ours first; each is a function of no argument that runs forward and backward.
+
+Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
+and F output features, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kexa.kernels import global_attention, grouped_gemm, window_attention
+from kexa.kernels.attention.reference import visible
+
+Candidates = dict[str, Callable[[], None]]
+Shape = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row group of the table. ``check`` names the operation in ``kexa.kernels.check``."""
+
+    name: str
+    check: str
+    build: Callable[[Shape, str], Candidates]
+    cpu: tuple[Shape, ...]
+    cuda: tuple[Shape, ...]  # the published sizes
+
+
+def window_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, the dense window mask (what a plain implementation does), and full causal attention."""
+    q, k, v, d_out = _heads(shape, device)
+    mask = visible(shape["T"], shape["W"]).to(device)[:, None]
+    return {
+        "kexa": _step(lambda: window_attention(q, k, v, shape["W"]), (q, k, v), d_out),
+        "SDPA, dense window mask": _step(lambda: _sdpa(q, k, v, mask), (q, k, v), d_out),
+        "SDPA, causal without window": _step(lambda: _sdpa(q, k, v, None), (q, k, v), d_out),
+    }
+
+
+def global_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours and the dense mask, on rows that pack four documents."""
+    q, k, v, d_out = _heads(shape, device)
+    ids = torch.arange(shape["T"], device=device).mul(4).div(shape["T"]).int()
+    ids = ids.expand(shape["B"], -1).contiguous()
+    mask = visible(shape["T"], None, ids)[:, None]
+    return {
+        "kexa": _step(lambda: global_attention(q, k, v, ids), (q, k, v), d_out),
+        "SDPA, dense document mask": _step(lambda: _sdpa(q, k, v, mask), (q, k, v), d_out),
+    }
+
+
+def grouped_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, PyTorch's grouped product, indexing the stack in a loop, and one dense product."""
+    N, D, out, E = (shape[n] for n in "NDFE")
+    x, w, d_out = (
+        _normal(device, N, D),
+        _normal(device, E, out, D),
+        _normal(device, N, out).detach(),
+    )
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(0, E, (N,), generator=generator).bincount(minlength=E).cumsum(0)
+    offsets, bounds = ends.int().to(device), [0, *ends.tolist()]
+
+    def indexed():
+        parts = zip(range(E), bounds, bounds[1:], strict=False)
+        return torch.cat([x[start:end] @ w[e].T for e, start, end in parts])
+
+    return {
+        "kexa": _step(lambda: grouped_gemm(x, w, offsets), (x, w), d_out),
+        "F.grouped_mm": _step(
+            lambda: F.grouped_mm(x, w.transpose(1, 2), offs=offsets), (x, w), d_out
+        ),
+        "loop over w[e]": _step(indexed, (x, w), d_out),
+        "dense product of equal FLOPs": _step(lambda: x @ w[0].T, (x, w), d_out),
+    }
+
+
+OPERATIONS = (
+    Operation(
+        "window attention",
+        "window attention",
+        window_candidates,
+        cpu=(
+            {"B": 16, "T": 128, "H": 4, "G": 2, "K": 32, "W": 16},
+            {"B": 1, "T": 4096, "H": 4, "G": 2, "K": 32, "W": 128},
+        ),
+        cuda=(
+            {"B": 1, "T": 8192, "H": 64, "G": 8, "K": 128, "W": 128},
+            {"B": 1, "T": 32768, "H": 64, "G": 8, "K": 128, "W": 128},
+        ),
+    ),
+    Operation(
+        "global attention, packed",
+        "global attention",
+        global_candidates,
+        cpu=(
+            {"B": 16, "T": 128, "H": 4, "G": 2, "K": 32},
+            {"B": 1, "T": 2048, "H": 4, "G": 2, "K": 32},
+        ),
+        cuda=({"B": 1, "T": 8192, "H": 64, "G": 8, "K": 128},),
+    ),
+    Operation(
+        "grouped GEMM",
+        "grouped GEMM",
+        grouped_candidates,
+        cpu=(
+            {"N": 4096, "D": 128, "F": 128, "E": 8},
+            {"N": 4096, "D": 512, "F": 512, "E": 128},
+        ),
+        cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
+    ),
+)
+
+
+def _normal(device: str, *shape: int) -> torch.Tensor:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+
+
+def _heads(shape: Shape, device: str) -> list[torch.Tensor]:
+    """q, k, v as a model hands them over (views of token-major projections), and dO."""
+    B, T, K = shape["B"], shape["T"], shape["K"]
+    q, k, v, d_out = (_normal(device, B, T, shape[n], K).transpose(1, 2) for n in "HGGH")
+    return [*(x.detach().requires_grad_() for x in (q, k, v)), d_out.detach()]
+
+
+def _sdpa(q, k, v, mask) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+
+
+def _step(forward: Callable, leaves: tuple, d_out: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        torch.autograd.grad(forward(), leaves, d_out)
+
+    return run
