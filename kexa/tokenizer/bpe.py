@@ -170,40 +170,41 @@ def resume(
     merges: list[Merge],
     text: Encoded,
     count: int,
-    what: str,
     accept: Callable[[str], bool] = lambda token: True,
-) -> None:
-    """Learn ``count`` more tokens from ``text``; append them and their merges to both lists.
+) -> int:
+    """Learn up to ``count`` more tokens from ``text``; append them and their merges to both lists.
 
     Args:
-        what: names the tokens in the error message.
         accept: a token it refuses is left out. It must refuse whatever contains a refused token.
 
-    Raises:
-        ValueError: fewer than ``count`` accepted pairs recur in the text.
+    Returns:
+        The number learned: less than ``count`` when no further accepted pair recurs in the text.
     """
     if len(vocab) > _MAX_IDS:
         raise ValueError(
-            f"cannot resume from {len(vocab)} tokens; the private planes hold {_MAX_IDS}"
+            f"cannot resume from {len(vocab)} tokens; at most {_MAX_IDS} fit the trick"
         )
-    asked, learned, ran_dry = count, [], False
-    while len(learned) < count and not ran_dry:
+    asked, found, learned = count, None, []
+    while found is None or (len(learned) < count and len(found) == asked):
         asked *= 2  # room for refused tokens and for strings that are tokens already
         found = [
             (_text(a, vocab), _text(b, vocab)) for a, b in _train_on_ids(text, len(vocab), asked)
         ]
-        ran_dry = len(found) < asked
-        learned = _new_tokens(found, set(vocab), accept)
-    require(what, len(learned), count)
-    known, last = set(vocab), learned[count - 1]
-    for left, right in found:
-        if accept(left + right):
-            merges.append((left, right))
-            if left + right not in known:
-                known.add(left + right)
-                vocab.append(left + right)
-        if left + right == last:
+        known = set(vocab)
+        tokens = dict.fromkeys(left + right for left, right in found)
+        learned = [t for t in tokens if t not in known and accept(t)][:count]
+    waiting, have = set(learned), set(merges)
+    for pair in found:
+        if not waiting:
             break
+        token = "".join(pair)
+        if pair not in have and (token in known or token in waiting):
+            merges.append(pair)
+            if token in waiting:
+                waiting.remove(token)
+                known.add(token)
+                vocab.append(token)
+    return len(learned)
 
 
 def require(what: str, found: int, wanted: int) -> None:
@@ -213,11 +214,6 @@ def require(what: str, found: int, wanted: int) -> None:
             f"{what}: the text supplies {found} of {wanted} (a pair must occur {MIN_COUNT} times); "
             f"give more text or lower tokenizer.vocab_size"
         )
-
-
-def _new_tokens(found: list[Merge], known: set[str], accept: Callable[[str], bool]) -> list[str]:
-    tokens = dict.fromkeys(left + right for left, right in found)
-    return [token for token in tokens if token not in known and accept(token)]
 
 
 def _text(characters: str, vocab: list[str]) -> str:

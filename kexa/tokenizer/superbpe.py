@@ -17,14 +17,15 @@ chosen: "most frequent" counts the new pattern's pre-tokens in NFC, so baseline 
 longer be formed go first.
 chosen: a superword spans at most ``max_superword_words`` words (4, as in the SuperBPE authors'
 runs), holds no colon before a word (their other barrier) and no part of a character at a join.
-chosen: a group of languages without text leaves its superwords to the others, with a warning.
+chosen: a category whose text is too small for its new subwords leaves the rest to all text; a
+group without text leaves its superwords to the other groups, with a warning.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -97,14 +98,21 @@ def train_tokenizer(
     text = _encode(vocab, merges, WORDS, _texts(corpora, BASELINE_CATEGORIES))
     usage = np.bincount(text.ids, minlength=len(vocab))
     vocab, merges = bpe.keep_most_frequent(usage, vocab, merges, sizes.kept)
+    missing = 0
     for category, count in sizes.new.items():
         text = _encode(vocab, merges, WORDS, _texts(corpora, [category]))
-        bpe.resume(vocab, merges, text, count, f"new subwords in {category!r}")
+        missing += count - bpe.resume(vocab, merges, text, count)
+    if missing:
+        text = _encode(vocab, merges, WORDS, _texts(corpora, corpora))
+        learned = bpe.resume(vocab, merges, text, missing)
+        bpe.require("the last new subwords", learned, missing)
     for group, count in sizes.superwords.items():
         text = _encode(vocab, merges, PHRASES, _texts(corpora, SUPERWORD_GROUPS[group]))
         text = _joined_at_words(text, vocab)
-        short = _at_most(config.max_superword_words)
-        bpe.resume(vocab, merges, text, count, f"superwords in {group!r}", short)
+        learned = bpe.resume(
+            vocab, merges, text, count, lambda token: words_in(token) <= config.max_superword_words
+        )
+        bpe.require(f"superwords in {group!r}", learned, count)
     assert len(vocab) == config.vocab_size
     return bpe.build(vocab, merges, PHRASES, "NFC")
 
@@ -112,10 +120,6 @@ def train_tokenizer(
 def words_in(token: str) -> int:
     """Number of words that a byte-level token string spans; 2 or more makes it a superword."""
     return 1 + len(_BOUNDARY.findall(token))
-
-
-def _at_most(limit: int) -> Callable[[str], bool]:
-    return lambda token: words_in(token) <= limit
 
 
 def _encode(
