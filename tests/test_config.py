@@ -12,13 +12,6 @@ from kexa.config import ROOT, ConfigError, ModelConfig, as_dict, load
 PROFILES = ("smoke", "laptop", "h100", "full")
 
 
-def keys(node, where="") -> set[str]:
-    """Every dotted key; the keys of free tables (weights by name) are values, not knobs."""
-    if not isinstance(node, dict):
-        return {where}
-    return {where} | {k for name, v in node.items() for k in keys(v, f"{where}.{name}".strip("."))}
-
-
 def tree(profile: str) -> dict:
     return tomllib.loads((ROOT / "configs" / f"{profile}.toml").read_text(encoding="utf-8"))
 
@@ -92,6 +85,10 @@ def test_a_path_is_a_profile(tmp_path):
     path.write_bytes((ROOT / "configs" / "smoke.toml").read_bytes())
     assert load(str(path)).profile == "mine"
     assert dataclasses.replace(load(path), profile="smoke") == load("smoke")
+
+
+def test_full_is_the_published_model():
+    assert load("full").model == ModelConfig(num_nextn_predict_layers=1)
 
 
 def test_the_defaults_are_the_published_model():
