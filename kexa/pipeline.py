@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,17 +98,23 @@ class Pipeline:
         for i, stage in enumerate(plan, 1):
             forced = force and stage in targets
             reason = "forced" if forced else self.stale(stage)
-            print(f"[{i:2d}/{len(plan)}] {stage.name:<24} ", end="", flush=True)
+            head = f"[{i:2d}/{len(plan)}] {stage.name:<24} "
+            print(head, end="", flush=True)
             if reason:
                 try:
-                    self.execute(stage, fresh=forced)
+                    self.execute(stage, head, fresh=forced)
                 except BaseException:
                     print(f"failed     ({reason})", flush=True)
                     raise
             print(f"{'done' if reason else 'unchanged':<10} {self.summary(stage)}", flush=True)
 
-    def execute(self, stage: Stage, fresh: bool = False) -> None:
-        """Run one notebook in a kernel of its own and record it."""
+    def execute(self, stage: Stage, head: str = "", fresh: bool = False) -> None:
+        """Run one notebook in a kernel of its own and record it.
+
+        Args:
+            head: start of the progress line, which a terminal shows again with minutes and memory.
+            fresh: start over even where a killed run could be resumed.
+        """
         directory = self.directory(stage)
         fingerprint = self.fingerprint(stage)
         with lock.hold(self.out, stage.name) as token:
@@ -119,9 +126,12 @@ class Pipeline:
                 half.unlink()
             write_atomic(directory / "started.json", _json({"fingerprint": fingerprint}))
             begun = time.perf_counter()
-            with _Memory() as memory, _environment(token, self.parameters):
+            with _Monitor(head) as memory, _environment(token, self.parameters):
                 self._papermill(stage, directory, memory)
-            write_done(directory, fingerprint, time.perf_counter() - begun, memory.peak)
+            seconds = time.perf_counter() - begun
+            if not (directory / "results.json").is_file():
+                raise StageFailed(f"{stage.name} ended without run.finish(): add it as last cell")
+            write_done(directory, fingerprint, seconds, memory.peak)
 
     def summary(self, stage: Stage) -> str:
         """Minutes, peak memory and headline results of a finished stage, on one line."""
@@ -135,7 +145,7 @@ class Pipeline:
         cost = f"{done['minutes']:5.1f} min  {done['peak_memory_gib']:4.1f} GiB"
         return "  ".join([cost, "; ".join(headlines)]).rstrip()
 
-    def _papermill(self, stage: Stage, directory: Path, memory: _Memory) -> None:
+    def _papermill(self, stage: Stage, directory: Path, memory: _Monitor) -> None:
         import papermill
         from traitlets.config import Config as JupyterConfig
 
@@ -188,7 +198,7 @@ def write_done(
     directory: Path, fingerprint: Mapping[str, str], seconds: float, peak_bytes: int
 ) -> None:
     """Mark a stage as finished."""
-    own = {"started.json", "done.json"}
+    own = {"started.json", "done.json", f"{directory.name}.ipynb"}  # a reader may save the last
     files = {
         str(path.relative_to(directory)): path.stat().st_size
         for path in sorted(directory.rglob("*"))
@@ -210,11 +220,18 @@ def shown(entry: Mapping[str, Any]) -> str:
     return f"{text} {entry['unit']}".rstrip()
 
 
-class _Memory:
-    """Samples the resident memory of this process's children: the kernel and what it starts."""
+class _Monitor:
+    """Samples the resident memory of this process's children: the kernel and what it starts.
 
-    def __enter__(self) -> _Memory:
+    ``last`` and ``peak`` are in bytes. On a terminal the progress line shows them as they grow.
+    """
+
+    def __init__(self, head: str):
         self.last = self.peak = 0
+        self._head, self._terminal = head, bool(head) and sys.stdout.isatty()
+        self._begun = time.perf_counter()
+
+    def __enter__(self) -> _Monitor:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -223,6 +240,8 @@ class _Memory:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        if self._terminal:
+            print(f"\r{self._head}", end="", flush=True)
 
     def _sample(self) -> None:
         me = psutil.Process()
@@ -233,6 +252,10 @@ class _Memory:
                     total += child.memory_info().rss
             if total:
                 self.last, self.peak = total, max(self.peak, total)
+            if self._terminal:
+                minutes, memory = (time.perf_counter() - self._begun) / 60, self.peak / 2**30
+                line = f"{self._head}{'running':<10} {minutes:5.1f} min  {memory:4.1f} GiB"
+                print(f"\r{line}", end="", flush=True)
 
 
 @contextlib.contextmanager
@@ -252,7 +275,7 @@ def _cell_failure(stage: Stage, error: Any) -> str:
     return f"{sentence}\n\n{_indented(error.source)}\n\n{trace}"
 
 
-def _kernel_death(stage: Stage, output: Path, memory: _Memory, error: Exception) -> str:
+def _kernel_death(stage: Stage, output: Path, memory: _Monitor, error: Exception) -> str:
     machine = psutil.virtual_memory()
     use = (
         f"its processes held {memory.last / 2**30:.2f} GiB just before (peak "
