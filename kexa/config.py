@@ -172,6 +172,21 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class ArchitectureConfig:
+    """The short run that shows expert load with and without balancing."""
+
+    steps: int
+    batch_size: int
+    sequence_length: int
+    bytes_per_category: int  # UTF-8 bytes of the training text that are read
+    learning_rate: float
+    weight_decay: float
+    balance_weight: float  # reported: 1e-4
+    balance_step: float  # reported: 1e-4 per optimizer step
+    model: dict[str, int]  # keys of [model] that differ here
+
+
+@dataclass(frozen=True)
 class AblationConfig:
     """Paired short runs, one change at a time; schedule and loss weights are those of pretrain."""
 
@@ -272,6 +287,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     tokenizer: TokenizerConfig
+    architecture: ArchitectureConfig
     pretrain: PretrainConfig
     sft: SFTConfig
     rl: RLConfig
