@@ -39,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     from kexa.config import ConfigError
     from kexa.lock import Busy
     from kexa.pipeline import StageFailed
@@ -76,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from kexa.pipeline import open_pipeline
     from kexa.report import write_report
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so the kernel ends too
     parameters = {name: _literal(value) for name, value in options.parameters}
     for name, flag in (("profile", "--profile"), ("out_dir", "--out")):
         if name in parameters:

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
@@ -19,6 +18,8 @@ def report(profile: str) -> list[str]:
     import torch
 
     from kexa import runtime
+    from kexa.data.sources import cache_dir
+    from kexa.kernels.dispatch import use_triton
 
     config = configs.load(profile)
     machine, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT)
@@ -27,7 +28,9 @@ def report(profile: str) -> list[str]:
         for name in ("torch", "triton", "transformers", "tokenizers", "papermill", "jupytext")
         if _installed(name)
     ]
-    cache = Path(os.environ.get("KEXA_CACHE", "~/.cache/kexa")).expanduser()
+    cache = cache_dir()
+    chosen = runtime.setup(config.runtime, seed=0)
+    triton = use_triton(torch.empty(0, device=chosen.device))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return [
         f"python {platform.python_version()}, {', '.join(versions)}",
@@ -36,7 +39,8 @@ def report(profile: str) -> list[str]:
         f"disk {disk.free / 2**30:.1f} GiB free beside the checkout",
         f"cache {cache}: {'there' if cache.is_dir() else 'empty, filled by the first run'}",
         f"profile {config.profile}:",
-        *(f"  {reason}" for reason in runtime.setup(config.runtime, seed=0).reasons),
+        *(f"  {reason}" for reason in chosen.reasons),
+        f"  kernels: {'Triton' if triton else 'PyTorch, as Triton needs a CUDA GPU'}",
     ]
 
 
