@@ -134,16 +134,16 @@ class Pipeline:
             write_done(directory, fingerprint, seconds, memory.peak)
 
     def summary(self, stage: Stage) -> str:
-        """Minutes, peak memory and headline results of a finished stage, on one line."""
+        """Minutes, peak memory and the first headlines of a finished stage, on one line."""
         done = read_json(self.directory(stage) / "done.json")
         results = read_json(self.directory(stage) / "results.json")
-        headlines = (
+        headlines = [
             f"{name} {shown(entry)}"
             for name, entry in results.get("values", {}).items()
             if entry["headline"]
-        )
+        ]
         cost = f"{done['minutes']:5.1f} min  {done['peak_memory_gib']:4.1f} GiB"
-        return "  ".join([cost, "; ".join(headlines)]).rstrip()
+        return "  ".join([cost, "; ".join(headlines[:2])]).rstrip()
 
     def _papermill(self, stage: Stage, directory: Path, memory: _Monitor) -> None:
         import papermill
