@@ -242,11 +242,11 @@ def verifiable(
     drawn = tasks.generate(family, "heldout", 4 * limit, seed, max_terms, max_number)
     drawn = tasks.distinct(drawn)[:limit]
     items = tuple(
-        Problem(f"{family}/{i}", tuple(task.messages(thinking=False)[:1]), task.verify)
+        Problem(f"{family}/{i}", tuple(task.messages(thinking=False)[:1]), task.check)
         for i, task in enumerate(drawn)
     )
     answers = {task.answer for task in drawn}
-    constant = max(sum(t.verify(a).outcome == "right" for t in drawn) for a in answers)
+    constant = max(sum(t.check(a).outcome == "right" for t in drawn) for a in answers)
     return Benchmark(f"{family} tasks", category, items, constant / len(items))
 
 
