@@ -194,9 +194,47 @@ class AblationConfig:
     steps: int
     batch_size: int
     sequence_length: int
+    validation_rows: int  # held-out sequences per category
     learning_rate: float
     numerics: str  # "fp8", "bf16" or "fp32"
     model: dict[str, int]  # keys of [model] that differ here: ablations run on a smaller model
+
+
+@dataclass(frozen=True)
+class ExtensionStage:
+    """One stage of context extension."""
+
+    sequence_length: int
+    rows: dict[str, int]  # sequences per optimizer step: rehearsal, reasoning, long
+    needles: int  # most facts in one retrieval document
+    steps: int  # optimizer steps per round
+    rounds: int  # at most; the gate ends them
+
+
+@dataclass(frozen=True)
+class ExtensionConfig:
+    """Context extension in stages, gated by needles in a haystack."""
+
+    stages: dict[str, ExtensionStage]  # in this order
+    haystack: str  # category whose text surrounds the facts, in training and in probes
+    shortest: int  # tokens of the shortest retrieval document; a power of two times it fills a row
+    digits: int  # of a value
+    learning_rate: float
+    warmup_share: float  # of a round
+    decay_share: float
+    weight_decay: float
+    mtp_weight: float
+    balance_weight: float
+    balance_step: float
+    numerics: str  # "fp8", "bf16" or "fp32"
+    checkpoint_every: int  # optimizer steps
+    probe_lengths: tuple[int, ...]  # tokens of prompt and answer together
+    probe_depths: tuple[float, ...]  # 0 is the beginning, 1 the end
+    probe_trials: int  # tasks in each cell of depths x lengths
+    probe_distractors: int  # other facts in the harder probe, which the gate does not use
+    threshold: float  # the gate: least accuracy at every length up to the stage's
+    short_rise: float  # largest relative rise of the short-context loss
+    position_rows: int  # held-out long documents whose loss by position is measured
 
 
 @dataclass(frozen=True)
@@ -289,6 +327,7 @@ class Config:
     tokenizer: TokenizerConfig
     architecture: ArchitectureConfig
     pretrain: PretrainConfig
+    extension: ExtensionConfig
     sft: SFTConfig
     rl: RLConfig
     preference: PreferenceConfig

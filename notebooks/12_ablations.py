@@ -61,7 +61,7 @@ vocabulary = tokenizer.load(notebook.require(run, "01_tokenizer") / "tokenizer")
 corpus = load_corpus(run.config.data)
 categories = pretrain.mixtures["foundation"]
 streams = {category: encode(vocabulary, corpus.train[category]) for category in categories}
-sets = held_out(vocabulary, corpus.heldout, config.sequence_length, pretrain.validation_rows, seed)
+sets = held_out(vocabulary, corpus.heldout, config.sequence_length, config.validation_rows, seed)
 entropy = unigram_entropy(torch.cat([rows.targets for rows in sets.values()]))
 tokens = config.steps * config.batch_size * config.sequence_length
 print(f"{len(table)} variants x {config.seeds} seeds, {tokens:,} tokens each")
