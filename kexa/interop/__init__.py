@@ -1,4 +1,4 @@
-"""Checkpoints in and out, in the published Hugging Face layout: the bridge to every other engine."""
+"""Checkpoints in and out, in the published Hugging Face layout: the bridge to other engines."""
 
 from kexa.interop.checkpoint import load_hf, save_hf
 from kexa.interop.published import from_published, published_tensors, to_published

@@ -1,11 +1,13 @@
-"""Read and write checkpoints in the published layout: safetensors, sharded or not, ``mtp.*`` included.
+"""Read and write checkpoints in the published layout: safetensors, sharded or not, ``mtp.*``
+included.
 
-Writing goes shard by shard and ends with the index and ``config.json``, each file replaced atomically, so
-a directory that has a ``config.json`` holds a whole checkpoint. Saving what was loaded gives equal bytes.
+Writing goes shard by shard and ends with the index and ``config.json``, each file replaced
+atomically, so a directory that has a ``config.json`` holds a whole checkpoint. Saving what was
+loaded gives equal bytes.
 
-Reading builds the model on the meta device, allocates its tensors once and copies shard by shard into
-them. Every tensor must be there, be expected and have its shape; the first that does not is named. The
-correction bias stays fp32 in any dtype; its place in ``transformers``' own modules
+Reading builds the model on the meta device, allocates its tensors once and copies shard by shard
+into them. Every tensor must be there, be expected and have its shape; the first that does not is
+named. The correction bias stays fp32 in any dtype; its place in ``transformers``' own modules
 (``mlp.gate.e_score_correction_bias``) is read too.
 """
 
@@ -61,22 +63,35 @@ def save_hf(
     tensors = published_tensors(state)
     shards = _shards(tensors, max_shard_bytes)
     count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = (
+        [SINGLE]
+        if count == 1
+        else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
     for name, shard in zip(names, shards, strict=True):
         # Copies: safetensors refuses the views of one stack that the experts are.
         _write_shard(path / name, {key: tensors[key].detach().cpu().clone() for key in shard})
     if count > 1:
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         owner = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))})
-    for stale in set(path.glob("model*.safetensors*")) - {path / n for n in [*names, INDEX][: count + (count > 1)]}:
+        _write_json(
+            path / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(owner.items()))},
+        )
+    for stale in set(path.glob("model*.safetensors*")) - {
+        path / n for n in [*names, INDEX][: count + (count > 1)]
+    }:
         stale.unlink()
     if tokenizer is not None:
         from kexa.tokenizer import save
 
         save(tokenizer, path)
     config = model.config
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
     _write_json(path / "generation_config.json", SAMPLING | ids)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     _write_json(path / "config.json", to_published(config, dtype))
@@ -86,11 +101,12 @@ def load_hf(path: str | Path, dtype: torch.dtype | None = None) -> KexaForCausal
     """Read a checkpoint directory into a model on the CPU, in evaluation mode.
 
     Args:
-        path: holds ``config.json`` and safetensors files.
-        dtype: of the weights; None takes the ``dtype`` of ``config.json``. The correction bias is fp32.
+        path: holds ``config.json`` and safetensors files. dtype: of the weights; None takes the
+        ``dtype`` of ``config.json``. The correction bias is fp32.
 
     Raises:
-        ValueError: no or unreadable ``config.json``, missing or truncated file, missing, unexpected or
+        ValueError: no or unreadable ``config.json``, missing or truncated file, missing, unexpected
+        or
             misshapen tensor.
     """
     path = Path(path)
@@ -100,11 +116,15 @@ def load_hf(path: str | Path, dtype: torch.dtype | None = None) -> KexaForCausal
     if dtype is None:
         dtype = getattr(torch, name.removeprefix("torch."), None)
         if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"config.json has dtype={name!r}, which torch does not know; pass dtype=...")
+            raise ValueError(
+                f"config.json has dtype={name!r}, which torch does not know; pass dtype=..."
+            )
     with torch.device("meta"):
         model = KexaForCausalLM(config)
     state = {
-        name: torch.empty(t.shape, dtype=torch.float32 if name.endswith("correction_bias") else dtype)
+        name: torch.empty(
+            t.shape, dtype=torch.float32 if name.endswith("correction_bias") else dtype
+        )
         for name, t in model.state_dict().items()
     }
     if config.tie_word_embeddings:
@@ -116,8 +136,12 @@ def load_hf(path: str | Path, dtype: torch.dtype | None = None) -> KexaForCausal
     for file in _files(path):
         missing -= _copy_shard(file, wanted)
     if missing:
-        hint = "; set num_nextn_predict_layers to 0 to load without MTP" if _only_mtp(missing) else ""
-        raise ValueError(f"checkpoint lacks tensor {min(missing)!r} and {len(missing) - 1} others{hint}")
+        hint = (
+            "; set num_nextn_predict_layers to 0 to load without MTP" if _only_mtp(missing) else ""
+        )
+        raise ValueError(
+            f"checkpoint lacks tensor {min(missing)!r} and {len(missing) - 1} others{hint}"
+        )
     model.load_state_dict(state, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -165,7 +189,9 @@ def _copy_shard(file: Path, wanted: dict[str, Tensor]) -> set[str]:
     try:
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 - not a dict
-                name = key.replace(".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias")
+                name = key.replace(
+                    ".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"
+                )
                 if name not in wanted:
                     raise ValueError(f"{file.name} holds unexpected tensor {key!r}")
                 shape = shard.get_slice(key).get_shape()
@@ -177,7 +203,9 @@ def _copy_shard(file: Path, wanted: dict[str, Tensor]) -> set[str]:
                 wanted[name].copy_(shard.get_tensor(key))
                 found.add(name)
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is not a whole safetensors file ({error}); fetch it again") from error
+        raise ValueError(
+            f"{file.name} is not a whole safetensors file ({error}); fetch it again"
+        ) from error
     return found
 
 

@@ -1,16 +1,16 @@
 """The published checkpoint's names: keys of ``config.json`` and names of tensors.
 
-Our names are the published ones but for two differences. Experts are stacked per layer here and single
-tensors there:
+Our names are the published ones but for two differences. Experts are stacked per layer here and
+single tensors there:
 
     mlp.experts.gate_up_proj[e, :F]     mlp.experts.<e>.gate_proj.weight
     mlp.experts.gate_up_proj[e, F:]     mlp.experts.<e>.up_proj.weight
     mlp.experts.down_proj[e]            mlp.experts.<e>.down_proj.weight
 
 and ``config.json`` spells a few things twice (``layer_types`` and ``sliding_windows``;
-``first_k_dense_replace`` and ``mlp_layer_types``). Older revisions are read too: ``is_moe_layer`` or
-``first_last_k_dense_replace`` for the dense layers, ``rope_theta`` at top level, ``sliding_window_pattern``
-as a number, ``torch_dtype``.
+``first_k_dense_replace`` and ``mlp_layer_types``). Older revisions are read too: ``is_moe_layer``
+or ``first_last_k_dense_replace`` for the dense layers, ``rope_theta`` at top level,
+``sliding_window_pattern`` as a number, ``torch_dtype``.
 
 Legend: E experts, F inner size of an expert, D hidden size.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kexa.config import ModelConfig
 
-# Ablation switches have no published key: they are written only where they leave the published behaviour.
+# Ablation switches have no published key: written only where they leave the published behaviour.
 SWITCHES = ("use_qk_norm", "rope_layers")
 # Keys without which the shapes are unknown; every other key has the published value when absent.
 REQUIRED = (
@@ -59,7 +59,7 @@ def published_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The content of ``config.json`` for weights of ``dtype`` (``"bfloat16"``, ``"float32"``, ...)."""
+    """The content of ``config.json`` for weights of ``dtype``, such as ``"bfloat16"``."""
     written: dict[str, Any] = {
         "architectures": ["ExaoneMoeForCausalLM"],
         "model_type": "exaone_moe",
@@ -93,12 +93,16 @@ def from_published(written: Mapping[str, Any]) -> ModelConfig:
         ValueError: another model type, a missing key, or a feature the recipe does not have.
     """
     if written.get("model_type") != "exaone_moe":
-        raise ValueError(f"config.json has model_type={written.get('model_type')!r}; expected 'exaone_moe'")
+        raise ValueError(
+            f"config.json has model_type={written.get('model_type')!r}; expected 'exaone_moe'"
+        )
     missing = [key for key in REQUIRED if key not in written]
     if missing:
         raise ValueError(f"config.json lacks {missing[0]!r}")
     if written.get("attention_dropout"):
-        raise ValueError(f"attention_dropout={written['attention_dropout']}: the recipe has no dropout")
+        raise ValueError(
+            f"attention_dropout={written['attention_dropout']}: the recipe has no dropout"
+        )
     known = {f.name for f in fields(ModelConfig)}
     values = {key: value for key, value in written.items() if key in known and value is not None}
     values.setdefault("head_dim", written["hidden_size"] // written["num_attention_heads"])
@@ -121,8 +125,7 @@ def _dense_layers(written: Mapping[str, Any]) -> int:
     dense = sparse.index(True) if True in sparse else len(sparse)
     if not all(sparse[dense:]) or len(sparse) != written["num_hidden_layers"]:
         raise ValueError(
-            f"mlp_layer_types={kinds or sparse}: expected one entry per layer, dense ones first and sparse "
-            "ones after them"
+            f"mlp_layer_types={kinds or sparse}: expected one entry per layer, the dense ones first"
         )
     return dense
 
@@ -131,5 +134,7 @@ def _rope_theta(written: Mapping[str, Any]) -> float:
     rope = written.get("rope_parameters") or {}
     kind = rope.get("rope_type", "default")
     if kind != "default" or written.get("rope_scaling"):
-        raise ValueError(f"rope scaling {written.get('rope_scaling') or kind!r}: the recipe never scales RoPE")
+        raise ValueError(
+            f"rope scaling {written.get('rope_scaling') or kind!r}: the recipe never scales RoPE"
+        )
     return float(rope.get("rope_theta", written.get("rope_theta", ModelConfig.rope_theta)))

@@ -1,4 +1,4 @@
-"""The K-EXAONE architecture: hybrid attention, sparse mixture of experts, multi-token prediction."""
+"""The K-EXAONE architecture: hybrid attention, mixture of experts, multi-token prediction."""
 
 from kexa.config import ModelConfig
 from kexa.model.cache import Cache

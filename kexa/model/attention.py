@@ -5,13 +5,15 @@ For a query at position t of a document, with keys of the same document only:
     window layer   sees t - window < s <= t (its own key counts, so ``window`` keys), with RoPE
     global layer   sees s <= t, no position encoding (NoPE)
 
-Queries and keys are RMS-normed per head, one weight vector shared by all heads, before RoPE (reported).
-RoPE turns the two halves of a head against each other. It depends on distances only, so positions are
-counted along the row and need no restart at a document boundary or after left padding.
+Queries and keys are RMS-normed per head, one weight vector shared by all heads, before RoPE
+(reported). RoPE turns the two halves of a head against each other. It depends on distances only, so
+positions are counted along the row and need no restart at a document boundary or after left
+padding.
 
 ``use_qk_norm`` and ``rope_layers`` of the config switch these choices off for ablations.
 
-Legend: B rows, T tokens, D hidden size, H query heads, G key-value heads, K head size, S cached slots.
+Legend: B rows, T tokens, D hidden size, H query heads, G key-value heads, K head size, S cached
+slots.
 """
 
 from __future__ import annotations
@@ -38,9 +40,13 @@ class Context:
     step: Step | None  # None without a cache
 
 
-def rope_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of ``position * theta^(-2i/K)``, ``[..., K]`` with both halves equal; angles in fp32."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
+def rope_table(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of ``position * theta^(-2i/K)`` in fp32, ``[..., K]`` with both halves equal."""
+    exponent = (
+        torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float() / head_dim
+    )
     angle = positions[..., None].float() * (1.0 / theta**exponent)
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -57,7 +63,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer_type: str):
         super().__init__()
-        heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        heads, kv_heads, size = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.head_dim = size
         self.window = config.sliding_window if layer_type == "sliding_attention" else None
         self.use_rope = config.rope_layers == "all" or (
@@ -84,7 +94,9 @@ class Attention(nn.Module):
         if mask is not None:
             out_BHTK = attend(q_BHTK, keys_BGSK, values_BGSK, mask)
         elif self.window is not None:
-            out_BHTK = window_attention(q_BHTK, k_BGTK, v_BGTK, self.window, context.document_ids_BT)
+            out_BHTK = window_attention(
+                q_BHTK, k_BGTK, v_BGTK, self.window, context.document_ids_BT
+            )
         else:
             out_BHTK = global_attention(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
         return self.o_proj(out_BHTK.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
@@ -96,4 +108,6 @@ def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) ->
     groups = k_BGSK.shape[1]
     q_BGTK = q_BHTK.reshape(batch, groups, heads // groups * length, size)
     mask = mask_B1TS.repeat(1, 1, heads // groups, 1)
-    return F.scaled_dot_product_attention(q_BGTK, k_BGSK, v_BGSK, attn_mask=mask).reshape(q_BHTK.shape)
+    return F.scaled_dot_product_attention(q_BGTK, k_BGSK, v_BGSK, attn_mask=mask).reshape(
+        q_BHTK.shape
+    )

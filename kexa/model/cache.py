@@ -1,13 +1,14 @@
 """Keys and values of past tokens, for decoding.
 
-A window layer only ever reads its last ``window`` keys, so it keeps a ring of ``window + chunk`` slots:
-position p lives in slot ``p mod (window + chunk)``. The extra ``chunk`` slots let one call write up to
-``chunk`` tokens and let up to ``chunk`` of them be taken back (rejected drafts) without losing a key that
-is still inside some window. A global layer keeps every position, in buffers that double when full.
+A window layer only ever reads its last ``window`` keys, so it keeps a ring of ``window + chunk``
+slots: position p lives in slot ``p mod (window + chunk)``. The extra ``chunk`` slots let one call
+write up to ``chunk`` tokens and let up to ``chunk`` of them be taken back (rejected drafts) without
+losing a key that is still inside some window. A global layer keeps every position, in buffers that
+double when full.
 
-Rows of a batch advance separately: ``length_B`` is the number of columns a row has filled and ``start_B``
-how many of the first ones are left padding. What a slot holds follows from those two numbers, so taking
-tokens back only lowers ``length_B``; stale slots fall outside every mask.
+Rows of a batch advance separately: ``length_B`` is the number of columns a row has filled and
+``start_B`` how many of the first ones are left padding. What a slot holds follows from those two
+numbers, so taking tokens back only lowers ``length_B``; stale slots fall outside every mask.
 
 A call on an empty cache may bring any number of tokens. Later calls bring at most ``chunk``.
 
@@ -29,7 +30,9 @@ class Step:
 
     positions_BT: Tensor
     window_slots_BT: Tensor
-    window_mask: Tensor | None  # [B, 1, T, S]; None on an empty cache: nothing but the call's own tokens
+    window_mask: (
+        Tensor | None
+    )  # [B, 1, T, S]; None on an empty cache: nothing but the call's own tokens
     global_mask: Tensor | None
 
 
@@ -41,7 +44,9 @@ class LayerCache:
         self.key_BGSK: Tensor | None = None
         self.value_BGSK: Tensor | None = None
 
-    def update(self, key_BGTK: Tensor, value_BGTK: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def update(
+        self, key_BGTK: Tensor, value_BGTK: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Store new keys and values; return all keys and values to look at, and their mask."""
         slots_BT = step.positions_BT if self.slots is None else step.window_slots_BT
         if self.slots is not None:  # of a long prompt only the tail stays
@@ -72,11 +77,10 @@ class Cache:
     """All layers' buffers and the rows' lengths.
 
     Args:
-        layer_types: ``"sliding_attention"`` or ``"full_attention"`` per layer.
-        window: keys a window layer sees, the query's own included.
-        batch_size: number of rows.
-        chunk: most tokens per call once the cache is not empty, and most tokens a roll-back removes.
-        device: where lengths (and, with the first call, buffers) live.
+        layer_types: ``"sliding_attention"`` or ``"full_attention"`` per layer. window: keys a
+        window layer sees, the query's own included. batch_size: number of rows. chunk: most tokens
+        per call once the cache is not empty, and most tokens a roll-back removes. device: where
+        lengths (and, with the first call, buffers) live.
     """
 
     def __init__(
@@ -91,7 +95,8 @@ class Cache:
             raise ValueError(f"chunk={chunk} must be at least 1")
         self.window, self.chunk = window, chunk
         self.layers = [
-            LayerCache(window if kind == "sliding_attention" else None, chunk) for kind in layer_types
+            LayerCache(window if kind == "sliding_attention" else None, chunk)
+            for kind in layer_types
         ]
         self.length_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.start_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -101,17 +106,21 @@ class Cache:
         """Advance every row by ``new_tokens`` and work out slots and masks once for all layers.
 
         Raises:
-            ValueError: other batch size than the cache's; more than ``chunk`` tokens on a cache in use.
+            ValueError: other batch size than the cache's; more than ``chunk`` tokens on a cache in
+            use.
         """
         if batch_size != len(self.length_B):
             raise ValueError(f"batch of {batch_size} rows on a cache made for {len(self.length_B)}")
         empty = self.longest == 0
         if not empty and new_tokens > self.chunk:
             raise ValueError(
-                f"{new_tokens} new tokens in one call; this cache takes {self.chunk} (its chunk) once it is in use"
+                f"{new_tokens} new tokens in one call; this cache, once in use, takes {self.chunk} "
+                "(its chunk)"
             )
         if not empty and padding_B is not None:
-            raise ValueError("document_ids go with the first call on a cache only (they mark left padding)")
+            raise ValueError(
+                "document_ids go with the first call on a cache only (they mark left padding)"
+            )
         device = self.length_B.device
         positions_BT = self.length_B[:, None] + torch.arange(new_tokens, device=device)
         ring = self.window + self.chunk
@@ -126,7 +135,9 @@ class Cache:
             slots_S = torch.arange(ring, device=device)
             held_B1S = last_B11 - (last_B11 - slots_S) % ring  # position a ring slot holds now
             step.window_mask = (
-                (held_B1S <= query_BT1) & (held_B1S > query_BT1 - self.window) & (held_B1S >= first_B11)
+                (held_B1S <= query_BT1)
+                & (held_B1S > query_BT1 - self.window)
+                & (held_B1S >= first_B11)
             )[:, None]
             keys_S = torch.arange(self.longest + new_tokens, device=device)
             step.global_mask = ((keys_S <= query_BT1) & (keys_S >= first_B11))[:, None]
@@ -144,14 +155,14 @@ class Cache:
         most, least = int(tokens_B.max()), int(tokens_B.min())
         if least < 0 or most > self.chunk or bool((tokens_B > self.length_B).any()):
             raise ValueError(
-                f"cannot take back {most if least >= 0 else least} tokens: at most {self.chunk} (the chunk) "
-                f"and no more than a row holds"
+                f"cannot take back {most if least >= 0 else least} tokens: at most {self.chunk} "
+                "(the chunk) and no more than a row holds"
             )
         self.length_B = self.length_B - tokens_B
         self.longest = int(self.length_B.max())
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with the given rows [R] (int64): some may be left out, such as finished ones, or repeated."""
+        """Go on with these rows [R] (int64): finished ones left out, a prompt's row repeated."""
         self.length_B, self.start_B = self.length_B[rows], self.start_B[rows]
         self.longest = int(self.length_B.max()) if len(rows) else 0
         for layer in self.layers:
@@ -160,4 +171,6 @@ class Cache:
 
     def numel(self) -> int:
         """Numbers held in all buffers (keys and values)."""
-        return sum(2 * layer.key_BGSK.numel() for layer in self.layers if layer.key_BGSK is not None)
+        return sum(
+            2 * layer.key_BGSK.numel() for layer in self.layers if layer.key_BGSK is not None
+        )

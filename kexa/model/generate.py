@@ -1,17 +1,19 @@
 """Sampling: plain, self-drafted by the MTP block, and in ragged batches.
 
-Every random choice is one uniform number from a generator on the CPU, turned into a token by inverting
-the cumulative distribution in whole numbers (probability * 2^40). Integer sums do not depend on the order
-of summation, so equal seeds give equal tokens on any device with the same logits.
+Every random choice is one uniform number from a generator on the CPU, turned into a token by
+inverting the cumulative distribution in whole numbers (probability * 2^40). Integer sums do not
+depend on the order of summation, so equal seeds give equal tokens on any device with the same
+logits.
 
-Self-drafting (lossless): after token x_t is chosen, the MTP block proposes x_{t+1}; the main model then
-reads both in one call. With target distribution p and draft distribution q (same temperature and top-p),
+Self-drafting (lossless): after token x_t is chosen, the MTP block proposes x_{t+1}; the main model
+then reads both in one call. With target distribution p and draft distribution q (same temperature
+and top-p),
 
     accept the draft x with probability min(1, p(x) / q(x));
     otherwise draw from max(p - q, 0), normalised
 
-gives exactly p (Leviathan et al. 2023). At temperature 0, accepting iff the draft is the argmax gives the
-greedy tokens. An accepted draft yields two tokens for one call of the main model.
+gives exactly p (Leviathan et al. 2023). At temperature 0, accepting iff the draft is the argmax
+gives the greedy tokens. An accepted draft yields two tokens for one call of the main model.
 
 Legend: B rows (R of them still unfinished), T tokens, V vocabulary, Q prompts, U distinct prompts.
 """
@@ -33,8 +35,8 @@ _UNIT = float(2**40)
 class Completion:
     """One sampled continuation.
 
-    ``tokens`` include the stop token if one was reached; ``logprobs`` are in nats, one per token, of the
-    untruncated softmax at the sampling temperature (at temperature 0: at temperature 1);
+    ``tokens`` include the stop token if one was reached; ``logprobs`` are in nats, one per token,
+    of the untruncated softmax at the sampling temperature (at temperature 0: at temperature 1);
     ``stop_reason`` is ``"stop"`` or ``"length"``.
     """
 
@@ -45,9 +47,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class DraftStats:
-    """What self-drafting did: ``position_BT`` holds 1 where the token at that new position was an accepted
-    draft, 0 where a draft was rejected, -1 where none was made; ``main_calls`` and ``mtp_calls`` count
-    forward calls of the whole batch."""
+    """What self-drafting did.
+
+    ``position_BT`` (int8) is 1 where a new token is an accepted draft, 0 where the draft was
+    rejected, -1 where none was made; ``main_calls`` and ``mtp_calls`` count forward calls.
+    """
 
     position_BT: Tensor
     main_calls: int
@@ -72,13 +76,13 @@ def generate(
     self_draft: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continue every row by exactly ``max_new_tokens`` tokens (no early stop; :func:`sample` stops).
+    """Continue every row by exactly ``max_new_tokens`` tokens; it is :func:`sample` that stops.
 
     Args:
         input_ids: int64 [B, T], no padding.
         temperature: 0 is greedy.
-        top_p: sample from the smallest set of most probable tokens that holds at least this mass.
-        self_draft: let the MTP block draft; the distribution (at temperature 0: the tokens) is unchanged.
+        top_p: sample from the smallest set of most probable tokens that holds this mass.
+        self_draft: let the MTP block draft; the distribution (greedy: the tokens) is unchanged.
         generator: CPU generator; None uses torch's global one.
 
     Returns:
@@ -88,7 +92,10 @@ def generate(
         ValueError: empty prompt, bad number, sequence too long, or no MTP block to draft with.
     """
     if self_draft:
-        return generate_with_stats(model, input_ids, max_new_tokens, temperature, top_p, generator)[0]
+        ids, _ = generate_with_stats(
+            model, input_ids, max_new_tokens, temperature, top_p, generator
+        )
+        return ids
     _check_arguments(max_new_tokens, temperature, top_p)
     _check_length(model, input_ids.shape[-1], max_new_tokens)
     if max_new_tokens == 0:
@@ -115,7 +122,7 @@ def generate_with_stats(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, DraftStats]:
-    """:func:`generate` with ``self_draft=True``, and what the drafts were worth. Arguments as there."""
+    """:func:`generate` with ``self_draft=True``, and what the drafts were worth."""
     _check_arguments(max_new_tokens, temperature, top_p)
     _check_length(model, input_ids.shape[-1], max_new_tokens)
     if model.mtp is None:
@@ -136,8 +143,9 @@ def generate_with_stats(
     hidden_BTD = model.hidden_states(input_ids, cache=cache)
     main_calls, mtp_calls = 1, 0
     ids_BT[:, prompt] = choose(model.lm_head(hidden_BTD[:, -1]), temperature, top_p, uniform())
-    # Each round, a row knows its tokens up to known - 1, the main cache holds all of them but the last, and
-    # the MTP block has ``fresh`` (hidden state, next token) pairs to read: the prompt first, then 1 or 2.
+    # Each round a row knows its first ``known`` tokens, the main cache holds all of them but the
+    # last, and the MTP block has ``fresh`` pairs (hidden state, next token) to read: those of the
+    # prompt at first, then one or two.
     known_B = torch.full((batch,), prompt + 1, device=device)
     fresh_B = torch.full((batch,), prompt, device=device)
     next_BT = ids_BT[:, 1 : prompt + 1]
@@ -181,9 +189,9 @@ def sample(
 ) -> list[Completion]:
     """Continue prompts of different lengths until a stop token or ``max_new_tokens``.
 
-    Prompts are batched by length and padded on the left; finished rows leave the batch. Each prompt has its
-    own stream of uniform numbers, so its completion does not depend on ``batch_size`` or on its neighbours
-    beyond rounding of the matrix products.
+    Prompts are batched by length and padded on the left; finished rows leave the batch. Each prompt
+    has its own stream of uniform numbers, so its completion does not depend on ``batch_size`` or on
+    its neighbours beyond rounding of the matrix products.
 
     Args:
         prompts: token ids, one non-empty sequence per completion (repeat a prompt for several).
@@ -271,7 +279,11 @@ def _sample_batch(
     return [
         Completion(tokens[:n], logprobs[:n], "stop" if stopped else "length")
         for tokens, logprobs, n, stopped in zip(
-            tokens_BT.tolist(), logprobs_BT.tolist(), length_B.tolist(), stopped_B.tolist(), strict=True
+            tokens_BT.tolist(),
+            logprobs_BT.tolist(),
+            length_B.tolist(),
+            stopped_B.tolist(),
+            strict=True,
         )
     ]
 
@@ -285,7 +297,7 @@ def log_probabilities(logits_BV: Tensor, temperature: float) -> Tensor:
 
 
 def nucleus(p_BV: Tensor, top_p: float) -> Tensor:
-    """Keep each row's smallest set of most probable tokens that holds ``top_p``, and renormalise."""
+    """Each row cut to its smallest set of most probable tokens that holds ``top_p``."""
     if top_p == 1:
         return p_BV
     sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
@@ -297,12 +309,12 @@ def nucleus(p_BV: Tensor, top_p: float) -> Tensor:
 
 
 def probabilities(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The sampling distribution [B, V]: softmax at ``temperature > 0`` cut to the ``top_p`` nucleus."""
+    """The sampling distribution [B, V]: softmax at ``temperature > 0``, cut to the nucleus."""
     return nucleus(log_probabilities(logits_BV, temperature).exp(), top_p)
 
 
 def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """One index per row with probability proportional to ``weights_BV``, from fp64 numbers in [0, 1)."""
+    """One index per row, proportional to ``weights_BV``, from fp64 numbers in [0, 1)."""
     cumulative_BV = (weights_BV * _UNIT).long().cumsum(-1)
     target_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).long()
     index_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
@@ -324,8 +336,11 @@ def verify(
     top_p: float,
     uniforms: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Rejection sampling: whether each draft stands [B], and the token that does [B], distributed as the
-    target's. ``draft_B`` must have been drawn from ``draft_logits_BV`` at the same temperature and top-p."""
+    """Rejection sampling: whether each draft stands [B], and the token [B] that does.
+
+    The token is distributed as the target's own if ``draft_B`` was drawn from ``draft_logits_BV``
+    at the same temperature and top-p.
+    """
     if temperature == 0:
         token_B = logits_BV.argmax(-1)
         return token_B == draft_B, token_B
@@ -337,7 +352,9 @@ def verify(
     return accepted_B, torch.where(accepted_B, draft_B, draw(residual_BV, uniforms[1]))
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _uniform(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64).to(device)
 
 

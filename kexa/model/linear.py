@@ -1,12 +1,12 @@
 """The layers that act on one token at a time: linear map, RMSNorm, SwiGLU.
 
-Every matrix product of a dense layer goes through :class:`Linear`, whose ``matmul`` a numerics policy
-replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. Nothing has a bias
-(reported).
+Every matrix product of a dense layer goes through :class:`Linear`, whose ``matmul`` a numerics
+policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. Nothing
+has a bias (reported).
 
-RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's dtype
-and the result is rounded to that dtype before ``w`` is applied, as in the published implementation, so
-that logits agree with it to the last bits in every dtype.
+RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's
+dtype and the result is rounded to that dtype before ``w`` is applied, as in the published
+implementation, so that logits agree with it to the last bits in every dtype.
 
 Legend: D hidden size, F inner size of a feed-forward block; ``...`` any leading axes.
 """

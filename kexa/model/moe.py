@@ -1,26 +1,29 @@
 """Sparse mixture of experts with bias-balanced sigmoid routing.
 
-For a token u with router rows e_i and correction bias b (reported: 128 experts, 8 used, one shared):
+For a token u with router rows e_i and correction bias b (reported: 128 experts, 8 used, one
+shared):
 
-    s_i = sigmoid(u . e_i)                                      in fp32
-    chosen = the K largest of s_i + b_i                         b decides selection only
-    g_i = scale * s_i / (sum of s over chosen + 1e-20)          weights come from the unbiased scores
-    y   = sum of g_i E_i(u) over chosen + E_shared(u)           the shared expert has no gate and no scale
+    s_i = sigmoid(u . e_i)                                 in fp32
+    chosen = the K largest of s_i + b_i                    b decides selection only
+    g_i = scale * s_i / (sum of s over chosen + 1e-20)     weights: the unbiased scores
+    y   = sum of g_i E_i(u) over chosen + E_shared(u)      shared: no gate, no scale
 
-With ``n_group > 1`` only experts of the ``topk_group`` best groups can be chosen; a group's score is the
-sum of its two largest biased scores. Routing is dropless: every chosen pair of token and expert is computed.
+With ``n_group > 1`` only experts of the ``topk_group`` best groups can be chosen; a group's score
+is the sum of its two largest biased scores. Routing is dropless: every chosen pair of token and
+expert is computed.
 
 Two balancing rules, both applied all through training (reported strengths: 1e-4 each):
 
-    bias      b_i += step * sign(mean load - load_i)            once per optimizer step, no gradient
-    balance   sum over i of f_i P_i per sequence, averaged      f_i = N / (K T) * #(tokens with i in their
-                                                                unbiased top K), P_i = mean of s_i / sum_j s_j
+    bias       b_i += step * sign(mean load - load_i)      per optimizer step, no gradient
+    balance    loss = sum over i of f_i P_i                per sequence, then averaged
+               f_i = E / (K T) * #(tokens of the sequence with i among their K largest s)
+               P_i = mean over its tokens of s_i / sum_j s_j
 
-As printed, f counts the top K of the *unbiased* scores. A sequence is one row of the batch; padding is
-left out of both (chosen).
+As printed, f counts the top K of the *unbiased* scores. A sequence is one row of the batch; padding
+is left out of both (chosen).
 
-Legend: B rows, T tokens, N = B * T tokens, D hidden size, E experts, K experts per token, F expert inner
-size, P = N * K pairs of token and expert, sorted by expert.
+Legend: B rows, T tokens, N = B * T tokens, D hidden size, E experts, K experts per token, F expert
+inner size, P = N * K pairs of token and expert, sorted by expert.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from kexa.model.linear import SwiGLU
 
 
 class Router(nn.Module):
-    """The expert centroids. Not a :class:`Linear`: its product stays in fp32 under every numerics policy."""
+    """The expert centroids. Not a ``Linear``: its product is fp32 under every numerics policy."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -48,11 +51,15 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts, stacked: ``gate_up_proj [E, 2F, D]`` (gate rows first) and ``down_proj [E, D, F]``."""
+    """The routed experts, stacked; in ``gate_up_proj [E, 2F, D]`` the gate's rows come first."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        experts, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        experts, inner, hidden = (
+            config.num_experts,
+            config.moe_intermediate_size,
+            config.hidden_size,
+        )
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
 
@@ -64,9 +71,10 @@ class Experts(nn.Module):
 class SparseMoE(nn.Module):
     """Router, routed experts and shared expert of one layer.
 
-    ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's matrix; a
-    numerics policy may replace it. ``load_E`` counts the tokens each expert got in training forwards since
-    the last bias update. ``balance`` is the sequence-level loss of the last training forward.
+    ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's
+    matrix; a numerics policy may replace it. ``load_E`` counts the tokens each expert got in
+    training forwards since the last bias update. ``balance`` is the sequence-level loss of the last
+    training forward.
     """
 
     def __init__(self, config: ModelConfig):
@@ -94,7 +102,9 @@ class SparseMoE(nn.Module):
         for name, before in kept.items():
             after = getattr(self, name)
             if after.dtype != torch.float32:
-                setattr(self, name, before.to(after.device) if not before.is_meta else after.float())
+                setattr(
+                    self, name, before.to(after.device) if not before.is_meta else after.float()
+                )
         return self
 
     def forward(self, x_BTD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
@@ -113,7 +123,9 @@ class SparseMoE(nn.Module):
         offsets_E = hits_NE.sum(0).cumsum(0).to(torch.int32)
         pairs_PD = x_ND[order_P // self.top_k]
         out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
-        back_P = torch.empty_like(order_P).scatter_(0, order_P, torch.arange(len(order_P), device=order_P.device))
+        back_P = torch.empty_like(order_P).scatter_(
+            0, order_P, torch.arange(len(order_P), device=order_P.device)
+        )
         out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
         mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
         if self.training:
@@ -131,7 +143,9 @@ class SparseMoE(nn.Module):
             biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
         return biased_NE.topk(self.top_k, dim=-1, sorted=False).indices
 
-    def _count(self, scores_NE: Tensor, hits_NE: Tensor, weight_BT: Tensor | None, shape: torch.Size) -> None:
+    def _count(
+        self, scores_NE: Tensor, hits_NE: Tensor, weight_BT: Tensor | None, shape: torch.Size
+    ) -> None:
         scores_BTE, hits_BTE = scores_NE.unflatten(0, shape), hits_NE.unflatten(0, shape)
         top_BTK = scores_BTE.detach().topk(self.top_k, dim=-1).indices
         top_BTE = torch.zeros_like(hits_BTE).scatter_(2, top_BTK, 1.0)
@@ -140,7 +154,11 @@ class SparseMoE(nn.Module):
             tokens_B1 = float(shape[1])
         else:
             weight_BT1 = weight_BT[..., None].to(hits_BTE.dtype)
-            hits_BTE, top_BTE, share_BTE = hits_BTE * weight_BT1, top_BTE * weight_BT1, share_BTE * weight_BT1
+            hits_BTE, top_BTE, share_BTE = (
+                hits_BTE * weight_BT1,
+                top_BTE * weight_BT1,
+                share_BTE * weight_BT1,
+            )
             tokens_B1 = weight_BT1.sum(1).clamp(min=1.0)
         self.load_E += hits_BTE.sum((0, 1))
         f_BE = top_BTE.sum(1) * scores_NE.shape[1] / (self.top_k * tokens_B1)

@@ -1,13 +1,15 @@
 """Multi-token prediction: one extra block that predicts the token after next.
 
-At position t the block reads the main model's hidden state after its final norm, h_t, and the shared
-embedding of the next token x_{t+1}, and predicts x_{t+2} (reported: depth 1, loss weight 0.05):
+At position t the block reads the main model's hidden state after its final norm, h_t, and the
+shared embedding of the next token x_{t+1}, and predicts x_{t+2} (reported: depth 1, loss weight
+0.05):
 
     z_t = fc [ RMSNorm_e(Emb(x_{t+1})) ; RMSNorm_h(h_t) ]        embedding first
     logits of x_{t+2} = lm_head(RMSNorm(Layer(z)_t))
 
-The layer is a pre-norm block with global attention (QK-norm, NoPE) and a dense SwiGLU; embedding and
-head are the main model's. Gradients flow into h_t: the block trains the trunk too (chosen, as DeepSeek-V3).
+The layer is a pre-norm block with global attention (QK-norm, NoPE) and a dense SwiGLU; embedding
+and head are the main model's. Gradients flow into h_t: the block trains the trunk too (chosen, as
+DeepSeek-V3).
 
 Legend: B rows, T tokens, D hidden size.
 """
@@ -50,8 +52,12 @@ class MTPBlock(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, embedding_BTD: Tensor, hidden_BTD: Tensor, context: Context, cache: LayerCache | None = None
+        self,
+        embedding_BTD: Tensor,
+        hidden_BTD: Tensor,
+        context: Context,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """``embedding_BTD[:, t]`` is of the token after the one ``hidden_BTD[:, t]`` stands on; returns normed x_BTD."""
+        """Normed output [B, T, D]; at t, the embedding is of token t + 1 and the hidden state of t."""
         pair = (self.pre_fc_norm_embedding(embedding_BTD), self.pre_fc_norm_hidden(hidden_BTD))
         return self.norm(self.layers[0](self.fc(torch.cat(pair, dim=-1)), context, cache))

@@ -1,16 +1,18 @@
-"""The decoder: pre-norm blocks of hybrid attention and (mostly sparse) feed-forward, untied head, MTP.
+"""The decoder: pre-norm blocks of hybrid attention and (mostly sparse) feed-forward, untied head,
+MTP.
 
-    x += Attention(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = lm_head(RMSNorm(x))        (reported)
+    x += Attention(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = lm_head(RMSNorm(x))     (reported)
 
-The first ``first_k_dense_replace`` layers have a dense SwiGLU, all others a mixture of experts. What
-training minimises is
+The first ``first_k_dense_replace`` layers have a dense SwiGLU, all others a mixture of experts.
+What training minimises is
 
     total = next_token + mtp_weight * mtp + balance_weight * balance
 
-with mean cross-entropies in nats over the counted targets and ``balance`` summed over the sparse layers.
-Documents packed into one row never see each other and nothing is predicted across a boundary; a negative
-document id marks padding. Initial values (inferred from ``initializer_range``): every matrix, router and
-embedding normal with that deviation, norms one, correction bias zero.
+with mean cross-entropies in nats over the counted targets and ``balance`` summed over the sparse
+layers. Documents packed into one row never see each other and nothing is predicted across a
+boundary; a negative document id marks padding. Initial values (inferred from
+``initializer_range``): every matrix, router and embedding normal with that deviation, norms one,
+correction bias zero.
 
 Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E experts.
 """
@@ -29,7 +31,6 @@ from kexa.model.cache import Cache, LayerCache, Step
 from kexa.model.linear import Linear, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
-
 
 ROWS = 256  # rows of logits per slice of the loss: a slice's logits stay in the cache of a CPU
 
@@ -52,7 +53,11 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, config.layer_types[index])
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_sparse = index >= config.first_k_dense_replace
-        self.mlp = SparseMoE(config) if self.is_sparse else SwiGLU(config.hidden_size, config.intermediate_size)
+        self.mlp = (
+            SparseMoE(config)
+            if self.is_sparse
+            else SwiGLU(config.hidden_size, config.intermediate_size)
+        )
 
     def forward(
         self, x_BTD: Tensor, context: Context, weight_BT: Tensor | None, cache: LayerCache | None
@@ -68,7 +73,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -94,13 +101,16 @@ class KexaForCausalLM(nn.Module):
         return [layer.mlp for layer in self.model.layers if layer.is_sparse]
 
     def forward(
-        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits [B, T, V] in the model's dtype.
 
         Args:
-            input_ids_BT: token ids, int64.
-            document_ids_BT: int64; equal ids along a row are one document, negative ids are padding.
+            input_ids_BT: token ids, int64. document_ids_BT: int64; equal ids along a row are one
+            document, negative ids are padding.
                 With a cache, only on its first call and only to mark left padding.
             cache: from :meth:`new_cache`; the call continues what the cache holds.
 
@@ -111,14 +121,20 @@ class KexaForCausalLM(nn.Module):
         return self.lm_head(self.hidden_states(input_ids_BT, document_ids_BT, cache))
 
     def hidden_states(
-        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """What the head reads: hidden states after the final norm [B, T, D]. Arguments as :meth:`forward`."""
+        """What the head reads: hidden states [B, T, D] after the final norm."""
         self._check(input_ids_BT, document_ids_BT, cache)
         return self.decode(input_ids_BT, document_ids_BT, cache)
 
     def decode(
-        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """:meth:`hidden_states` without checking the arguments: one step of a decoding loop."""
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
@@ -136,8 +152,8 @@ class KexaForCausalLM(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """The MTP block's normed output [B, T, D]: at t it reads ``hidden_BTD[:, t]`` and the token at t + 1,
-        ``next_ids_BT[:, t]``; ``lm_head`` of it predicts the token at t + 2."""
+        """The MTP block's normed output [B, T, D]: at t it reads ``hidden_BTD[:, t]`` and the token
+        at t + 1, ``next_ids_BT[:, t]``; ``lm_head`` of it predicts the token at t + 2."""
         step = cache and cache.begin(*next_ids_BT.shape, _left_padding(document_ids_BT))
         context = self._context(hidden_BTD, document_ids_BT, step)
         embedding_BTD = F.embedding(next_ids_BT, self.model.embed_tokens.weight)
@@ -157,22 +173,29 @@ class KexaForCausalLM(nn.Module):
             input_ids_BT: token ids, int64.
             document_ids_BT: see :meth:`forward`.
             loss_mask_BT: bool; a token counts as a *target* only where it is true.
-            mtp_weight: reported 0.05. Without an MTP block, ``mtp`` is zero.
+            mtp_weight: reported 0.05. At 0, or without an MTP block, ``mtp`` is not computed
+                and zero.
             balance_weight: reported 1e-4. ``balance`` is zero in evaluation mode.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
         hidden_BTD = self.hidden_states(input_ids_BT, document_ids_BT)
-        next_token = self._cross_entropy(hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1)
+        next_token = self._cross_entropy(
+            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1
+        )
         mtp = balance = next_token.new_zeros(())
         if self.training:
             balance = sum((layer.balance for layer in self.moe_layers), start=balance)
-        if self.mtp is not None and input_ids_BT.shape[1] > 1:
+        if self.mtp is not None and mtp_weight and input_ids_BT.shape[1] > 1:
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
-            mtp = self._cross_entropy(ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=2)
-        return Loss(next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance)
+            mtp = self._cross_entropy(
+                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=2
+            )
+        return Loss(
+            next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance
+        )
 
     def expert_load(self) -> Tensor:
         """Tokens per expert [L, E] counted in training forwards since the last bias update."""
@@ -180,7 +203,7 @@ class KexaForCausalLM(nn.Module):
 
     @torch.no_grad()
     def update_balance_bias(self, step: float = 1e-4) -> None:
-        """``b += step * sign(mean load - load)`` in every sparse layer, then clear the counts (reported: 1e-4)."""
+        """``b += step * sign(mean load - load)`` in every sparse layer, then clear the counts."""
         for layer in self.moe_layers:
             layer.update_bias(step)
 
@@ -210,7 +233,7 @@ class KexaForCausalLM(nn.Module):
         loss_mask_BT: Tensor | None,
         ahead: int,
     ) -> Tensor:
-        """Mean of -log p(token at t + ahead | hidden state at t) over targets in t's own document."""
+        """Mean of -log p(token at t + ahead | hidden state at t) within t's document."""
         targets_BT = input_ids_BT[:, ahead:]
         length = targets_BT.shape[1]
         counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
@@ -218,7 +241,9 @@ class KexaForCausalLM(nn.Module):
             counted_BT = loss_mask_BT[:, ahead:].bool()
         if document_ids_BT is not None:
             # A document is one run of equal ids: all steps from t to t + ahead must stay inside it.
-            same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (document_ids_BT[:, 1:] >= 0)
+            same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (
+                document_ids_BT[:, 1:] >= 0
+            )
             for i in range(ahead):
                 counted_BT = counted_BT & same_BT[:, i : i + length]
         # The head is the widest product of a small model: it runs on the counted positions only.
@@ -232,24 +257,31 @@ class KexaForCausalLM(nn.Module):
             total = total + F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
         return total / counted_BT.sum().clamp(min=1)
 
-    def _check(self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None) -> None:
+    def _check(
+        self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
+    ) -> None:
         config = self.config
         if input_ids_BT.dim() != 2 or input_ids_BT.shape[1] == 0:
-            raise ValueError(f"input_ids must be [batch, tokens >= 1], got shape {list(input_ids_BT.shape)}")
+            raise ValueError(
+                f"input_ids must be [batch, tokens >= 1], got shape {list(input_ids_BT.shape)}"
+            )
         if document_ids_BT is not None and document_ids_BT.shape != input_ids_BT.shape:
             raise ValueError(
-                f"document_ids has shape {list(document_ids_BT.shape)}, input_ids {list(input_ids_BT.shape)}"
+                f"document_ids has shape {list(document_ids_BT.shape)}, input_ids "
+                f"{list(input_ids_BT.shape)}"
             )
         length = input_ids_BT.shape[1] + (cache.longest if cache else 0)
         if length > config.max_position_embeddings:
             raise ValueError(
-                f"sequence of {length} tokens exceeds max_position_embeddings={config.max_position_embeddings}"
+                f"sequence of {length} tokens exceeds max_position_embeddings="
+                f"{config.max_position_embeddings}"
             )
         if not input_ids_BT.is_meta:
             low, high = (int(x) for x in input_ids_BT.aminmax())
             if low < 0 or high >= config.vocab_size:
                 raise ValueError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary 0..{config.vocab_size - 1}"
+                    f"token id {low if low < 0 else high} is outside the vocabulary "
+                    f"0..{config.vocab_size - 1}"
                 )
 
 

@@ -58,7 +58,11 @@ def test_names_and_shapes_are_the_published_ones(model, tmp_path):
     def mlp(inner):
         return {"gate_proj": [inner, 16], "up_proj": [inner, 16], "down_proj": [16, inner]}
 
-    expected = {"model.embed_tokens.weight": [31, 16], "lm_head.weight": [31, 16], "model.norm.weight": [16]}
+    expected = {
+        "model.embed_tokens.weight": [31, 16],
+        "lm_head.weight": [31, 16],
+        "model.norm.weight": [16],
+    }
     for prefix in ("model.layers.0.", "model.layers.1.", "model.layers.2.", "mtp.layers.0."):
         expected |= {f"{prefix}{n}_layernorm.weight": [16] for n in ("input", "post_attention")}
         expected |= {f"{prefix}self_attn.{n}.weight": s for n, s in attention.items()}
@@ -69,7 +73,9 @@ def test_names_and_shapes_are_the_published_ones(model, tmp_path):
         for owner in ("shared_experts", "experts.0", "experts.1", "experts.2"):
             expected |= {f"{layer}{owner}.{n}.weight": s for n, s in mlp(8).items()}
     expected |= {"mtp.fc.weight": [16, 32]}
-    expected |= {f"mtp.{n}.weight": [16] for n in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")}
+    expected |= {
+        f"mtp.{n}.weight": [16] for n in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    }
     assert shapes == expected
 
 
@@ -84,7 +90,9 @@ def test_published_model_has_the_published_number_of_tensors():
 def test_save_load_save_is_byte_equal(model, tmp_path, shard, dtype):
     save_hf(model.to(dtype), tmp_path / "a", max_shard_bytes=shard)
     loaded = load_hf(tmp_path / "a")
-    for (name, a), (other, b) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+    for (name, a), (other, b) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
         assert name == other and a.dtype == b.dtype and torch.equal(a, b)
     save_hf(loaded, tmp_path / "b", max_shard_bytes=shard)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -213,15 +221,29 @@ def test_config_of_the_published_model():
 
 
 def test_config_round_trip_keeps_every_field():
-    for config in (TINY, ModelConfig(**{**TINY.__dict__, "use_qk_norm": False, "rope_layers": "all"})):
+    for config in (
+        TINY,
+        ModelConfig(**{**TINY.__dict__, "use_qk_norm": False, "rope_layers": "all"}),
+    ):
         assert from_published(json.loads(json.dumps(to_published(config, "float32")))) == config
 
 
 def test_older_revisions_of_the_config_are_read():
     written = to_published(TINY, "float32")
-    for key in ("mlp_layer_types", "layer_types", "rope_parameters", "first_k_dense_replace", "dtype"):
+    for key in (
+        "mlp_layer_types",
+        "layer_types",
+        "rope_parameters",
+        "first_k_dense_replace",
+        "dtype",
+    ):
         del written[key]
-    written |= {"rope_theta": 5e5, "rope_scaling": None, "sliding_window_pattern": 3, "torch_dtype": "float32"}
+    written |= {
+        "rope_theta": 5e5,
+        "rope_scaling": None,
+        "sliding_window_pattern": 3,
+        "torch_dtype": "float32",
+    }
     config = from_published(written)
     assert config.layer_types == TINY.layer_types
     assert (config.rope_theta, config.first_k_dense_replace) == (5e5, 1)

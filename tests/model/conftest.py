@@ -35,8 +35,8 @@ def repeatable():
 
 @pytest.fixture
 def build():
-    """``build(**changes)``: a model with weights large enough that attention and routing are not uniform,
-    and a correction bias that changes the selection."""
+    """``build(**changes)``: a model with weights large enough that attention and routing are not
+    uniform, and a correction bias that changes the selection."""
 
     def build(dtype: torch.dtype = torch.float32, **changes) -> KexaForCausalLM:
         model = KexaForCausalLM(dataclasses.replace(TINY, layer_types=(), **changes)).to(dtype)

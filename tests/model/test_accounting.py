@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kexa.model import KexaForCausalLM, ModelConfig
 from kexa.model.accounting import (
     REPORTED_ACTIVE,
     account,
+    draft_break_even,
     forward_flops,
     kv_cache_bytes,
     training_flops,
@@ -75,3 +77,19 @@ def test_flops_count_the_attended_keys():
     assert later["main"] - first["main"] == per_key * (36 * 127 + 12 * 1000)
     assert first["mtp"] == 0
     assert forward_flops(PUBLISHED, 0)["mtp"] == 2 * (528_513_280 + 153_600 * 6144) + per_key
+
+
+def test_break_even_by_hand():
+    """All experts used and no context: every weight is read in any call."""
+    config = dataclasses.replace(PUBLISHED, num_experts=8)
+    counts = account(config)
+    assert draft_break_even(config, 1, 0, math.inf) == pytest.approx(
+        (counts.mtp + counts.head) / counts.active
+    )
+    # Where only FLOPs count, two tokens cost twice one, and no acceptance is enough.
+    assert draft_break_even(PUBLISHED, 1, 0, 1e-9) > 1
+    # Batch 1 of the published model: one token touches 8 of 128 experts, two touch 15.5.
+    counts = account(PUBLISHED)
+    two = counts.active + 47 * (15.5 - 8) * 3 * 6144 * 2048
+    expected = (two + counts.mtp + counts.head) / counts.active - 1
+    assert draft_break_even(PUBLISHED, 1, 0, math.inf) == pytest.approx(expected)

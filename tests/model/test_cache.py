@@ -15,7 +15,9 @@ def no_grad():
         yield
 
 
-@pytest.mark.parametrize("sizes", [[1] * 40, [17] + [1] * 23, [3, 4, 1, 4, 2] * 3, [40], [33, 4, 3]])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 40, [17] + [1] * 23, [3, 4, 1, 4, 2] * 3, [40], [33, 4, 3]]
+)
 def test_any_split_over_window_wraps_equals_one_forward(build, ids, sizes):
     model = build()
     x = ids(2, sum(sizes))
@@ -32,7 +34,12 @@ def test_ragged_batch_equals_each_row_alone(build, ids):
     cache = model.new_cache(3)
     logits = [model(prompt, documents, cache=cache)[:, -1:]]
     for i in range(steps):
-        logits.append(model(torch.cat([r[:, n + i, None] for r, n in zip(rows, lengths, strict=True)]), cache=cache))
+        logits.append(
+            model(
+                torch.cat([r[:, n + i, None] for r, n in zip(rows, lengths, strict=True)]),
+                cache=cache,
+            )
+        )
     logits = torch.cat(logits, dim=1)
     for b, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         torch.testing.assert_close(logits[b], model(row)[0, n - 1 :], **CLOSE)
@@ -47,7 +54,9 @@ def test_rows_may_take_back_different_numbers_of_tokens(build, ids):
         # Three tokens each; of row 0 one is right, of row 1 two or three.
         right = torch.tensor([1, 2 + int(at[1]) % 2])
         column = at[:, None] + torch.arange(3)
-        tokens = torch.where(torch.arange(3) < right[:, None], x.gather(1, column), noise.gather(1, column))
+        tokens = torch.where(
+            torch.arange(3) < right[:, None], x.gather(1, column), noise.gather(1, column)
+        )
         logits = model(tokens, cache=cache)
         for b in range(2):
             expected = model(x[b : b + 1, : at[b] + right[b]])[0, at[b] :]

@@ -16,7 +16,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def agreeing(build):
-    """A model whose MTP block often agrees with it: the head reads little but the last embedding."""
+    """A model whose MTP block often agrees with it: both read little but the last embedding."""
     model = build()
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(8)
@@ -58,7 +58,7 @@ def test_stats_count_what_happened(build, ids):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_sampled_self_draft_follows_the_target_distribution(build, top_p):
-    """The third new token after one fixed prompt, against its exact distribution over both paths."""
+    """The second new token after one prompt, against its exact distribution over all firsts."""
     model = agreeing(build)
     n, prompt = 6_000, torch.tensor([[5, 9, 2]])
     tokens, stats = generate_with_stats(model, prompt.expand(n, -1), 2, 1.0, top_p, seeded())

@@ -1,4 +1,4 @@
-"""The whole model: shapes, packing, losses against loops, the MTP block against a second writing of it."""
+"""The whole model: packing, padding, losses by hand, MTP against a plain second version."""
 
 from __future__ import annotations
 
@@ -91,12 +91,18 @@ def test_nothing_to_predict_is_a_zero_loss_not_nan(build):
     assert loss.next_token == 0 and loss.mtp == 0
 
 
-def reference_mtp(model: KexaForCausalLM, x_T: torch.Tensor, hidden_TD: torch.Tensor) -> torch.Tensor:
+def reference_mtp(
+    model: KexaForCausalLM, x_T: torch.Tensor, hidden_TD: torch.Tensor
+) -> torch.Tensor:
     """Log-probabilities [T-1, V] of the token after next, one position and one head at a time."""
     config, weights = model.config, dict(model.named_parameters())
 
     def norm(x, name):
-        return x / math.sqrt(float((x * x).mean()) + config.rms_norm_eps) * weights[f"mtp.{name}.weight"]
+        return (
+            x
+            / math.sqrt(float((x * x).mean()) + config.rms_norm_eps)
+            * weights[f"mtp.{name}.weight"]
+        )
 
     def proj(x, name):
         return weights[f"mtp.layers.0.{name}_proj.weight"] @ x
@@ -118,7 +124,9 @@ def reference_mtp(model: KexaForCausalLM, x_T: torch.Tensor, hidden_TD: torch.Te
         heads = []
         for h in range(config.num_attention_heads):
             g = h // per_group
-            score = torch.stack([q[t][h] @ k[s][g] / math.sqrt(size) for s in range(t + 1)]).softmax(0)
+            score = torch.stack(
+                [q[t][h] @ k[s][g] / math.sqrt(size) for s in range(t + 1)]
+            ).softmax(0)
             heads.append(sum(a * v[s][g] for s, a in enumerate(score)))
         y = z_t + proj(torch.cat(heads), "self_attn.o")
         x = norm(y, "layers.0.post_attention_layernorm")
@@ -153,7 +161,9 @@ def test_switches_remove_what_they_name(build, ids):
 def test_every_parameter_gets_a_gradient_and_the_bias_none(build, ids):
     model = build().train()
     model.loss(ids(4, 32)).total.backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert silent == []
     assert all(not layer.e_score_correction_bias.requires_grad for layer in model.moe_layers)
 
@@ -190,7 +200,11 @@ def test_equal_seeds_give_equal_bits(ids, build):
 @pytest.mark.parametrize(
     ("input_ids", "documents", "message"),
     [
-        (torch.zeros(1, 257, dtype=torch.int64), None, "257 tokens exceeds max_position_embeddings=256"),
+        (
+            torch.zeros(1, 257, dtype=torch.int64),
+            None,
+            "257 tokens exceeds max_position_embeddings=256",
+        ),
         (torch.tensor([[3, 61]]), None, "token id 61"),
         (torch.tensor([[3, -1]]), None, "token id -1"),
         (torch.zeros(1, 0, dtype=torch.int64), None, r"\[1, 0\]"),
