@@ -35,9 +35,9 @@ out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 from tqdm.auto import tqdm
 
 from kexa import notebook, plot
+from kexa.agents.sandbox import run_python
 from kexa.data import encode, load_corpus
 from kexa.eval import items, safety, tasks
-from kexa.eval.sandbox import run_python
 from kexa.interop import load_hf
 from kexa.statistics import paired_interval
 from kexa.tokenizer import load

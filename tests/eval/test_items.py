@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from kexa.agents.sandbox import run_python
 from kexa.eval import items, safety
-from kexa.eval.sandbox import run_python
 
 BENIGN = [item.query for item in safety.load()[1] if item.kind == "benign"]
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from kexa.eval.sandbox import run_python
+from kexa.agents.sandbox import run_python
 
 
 def test_a_program_that_ends_passes_and_one_that_raises_fails():

@@ -4,8 +4,10 @@ The child is a fresh interpreter in isolated mode, in an empty folder, without t
 environment. Before it runs the program it limits itself: CPU seconds, address space, files of at
 most a megabyte, no core dumps. The parent kills its process group when the wall clock runs out.
 
-What this does not do: it is no security boundary. The program can read files that the user can
-read and open sockets. Run code that you would not run yourself in a container.
+What it does not cover: it is no security boundary. The program can read every file that the user
+can read, write outside its folder, open sockets, and use the processor until its time is up; the
+memory limit is per process, so several children may each use that much. Run code that you would
+not run yourself in a container.
 """
 
 from __future__ import annotations
