@@ -210,6 +210,13 @@ def test_papermill_alone_makes_what_it_needs_and_is_reused(checkout):
     assert alone.returncode == 0, err
     assert checkout.states(checkout.kexa("run")) == ["unchanged"] * 3
 
+    checkout.replace("notebooks/03_judge.ipynb", "the total is positive", "edited by hand")
+    edited = checkout.start(*command)
+    _, err = edited.communicate(timeout=120)
+    assert edited.returncode == 0, err
+    assert checkout.results("03_judge")["checks"][0]["claim"] == "edited by hand"
+    assert checkout.states(checkout.kexa("run")) == ["unchanged", "unchanged", "done"]
+
     misspelt = checkout.start(*command, "-p", "sede", "1")
     _, err = misspelt.communicate(timeout=60)
     assert misspelt.returncode != 0
