@@ -2,8 +2,8 @@
 
 A variant is the base with other model keys or other loss weights and nothing else. Runs are paired:
 for one seed every variant draws the same initial values for the parameters it shares with the base
-and sees the same batches, so the difference of two losses on the same held-out rows is the effect of
-the change plus what chaos adds to any two runs; several seeds show how much that is.
+and sees the same batches, so the difference of two losses on the same held-out rows is the effect
+of the change plus what chaos adds to any two runs; several seeds show how much that is.
 
 Losses are next-token losses: a variant without MTP is not rewarded for having one term less.
 

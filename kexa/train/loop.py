@@ -128,11 +128,8 @@ def fit(
             record = trainer.advance(batch_at(trainer.step))
             if checkpoint_dir:
                 pending.append(dataclasses.asdict(record))
-                if (
-                    trainer.step % checkpoint_every == 0
-                    or trainer.step == steps
-                    or sigterm.received
-                ):
+                due = trainer.step % checkpoint_every == 0 or trainer.step == steps
+                if due or sigterm.received:
                     save()
             if sigterm.received:
                 return
@@ -141,28 +138,28 @@ def fit(
             yield record
 
 
+@dataclass
 class _Trainer:
     """The state of a run and one step of it."""
 
-    def __init__(self, model, optimizers, loss_fn, schedule, accumulate, clip, spike, balance_step):
-        self.model, self.optimizers, self.loss_fn, self.schedule = (
-            model,
-            optimizers,
-            loss_fn,
-            schedule,
-        )
-        self.accumulate, self.clip, self.spike, self.balance_step = (
-            accumulate,
-            clip,
-            spike,
-            balance_step,
-        )
-        self.parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
-        self.step = self.tokens = self.skips = 0
-        self.norms: list[float] = []
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("peak_lr", group["lr"])
+    model: torch.nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    loss_fn: Callable[[torch.nn.Module, dict[str, Tensor]], Any]
+    schedule: Callable[[int], float]
+    accumulate: int
+    clip: float
+    spike: float
+    balance_step: float
+    step: int = 0
+    tokens: int = 0
+    skips: int = 0  # updates skipped in a row
+    norms: list[float] = dataclasses.field(default_factory=list)  # the last GUARD_WINDOW
+
+    def __post_init__(self):
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.parameters = [p for group in groups for p in group["params"]]
+        for group in groups:
+            group.setdefault("peak_lr", group["lr"])
 
     def advance(self, batch: dict[str, Tensor]) -> Step:
         factor = self.schedule(self.step)
@@ -172,9 +169,8 @@ class _Trainer:
                 group["lr"] = group["peak_lr"] * factor
         self.model.train()
         losses = self._backward(batch)
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
         grad_norm = float(norm)
         skipped = self._skip(losses["total"], grad_norm)
         if not skipped:
@@ -184,15 +180,8 @@ class _Trainer:
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
         self.tokens += batch["input_ids"].numel()
-        record = Step(
-            self.step,
-            losses,
-            self.optimizers[0].param_groups[0]["lr"],
-            grad_norm,
-            self.tokens,
-            skipped,
-            load,
-        )
+        rate = self.optimizers[0].param_groups[0]["lr"]
+        record = Step(self.step, losses, rate, grad_norm, self.tokens, skipped, load)
         self.step += 1
         return record
 
