@@ -40,7 +40,7 @@ PRESENTATION = frozenset(
     for name in ("__main__", "config", "notebook", "pairs", "pipeline", "plot", "report", "stages")
 )
 BEGIN = frozenset({"kexa.record", "kexa.runtime"})  # what every notebook uses through `begin`
-PACKAGES = ("numpy", "reasoning-gym", "tokenizers", "torch", "transformers", "triton")
+PACKAGES = ("numpy", "tokenizers", "torch", "transformers", "triton")
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_errors_that_speak_to_users_print_without_a_traceback():
         if isinstance(node, ast.ClassDef)
         and any(re.search(r"Error$|^Exception$", ast.unparse(base)) for base in node.bases)
     }
-    assert ours <= set(pipeline.SPEAKING)
+    assert ours - {"Refused"} <= set(pipeline.SPEAKING)  # a tool's answer, caught by the episode
 
 
 @pytest.mark.parametrize(
