@@ -24,10 +24,11 @@ matrix products and stay fp32, the router too (reported); head and MTP projectio
 products; attention itself stays fp32. chosen: x and dy are quantised from their original values
 for wgrad, not requantised from the codes of the other two products.
 
-Both are emulated in fp32 arithmetic on values that the format holds exactly; codes equal those of
-``torch.float8_e4m3fn`` bit for bit. On a GPU BF16 is the hardware's own. The emulation avoids the
-slow casts of CPUs: adding and subtracting 1.5 * 2^(e + 20) rounds an fp32 number of exponent e to
-E4M3's four significant bits.
+FP8 is emulated: operands are rounded to values the format holds, equal to those of
+``torch.float8_e4m3fn`` bit for bit, and multiplied decoded. CPUs multiply in fp32; GPUs in BF16,
+which is exact for BF16 operands and rounds decoded FP8 ones by 2^-9, beside the format's 2^-4. The
+rounding avoids the slow casts of CPUs: adding and subtracting 1.5 * 2^(e + 20) rounds an fp32
+number of exponent e to E4M3's four significant bits.
 
 Legend: N tokens, D inputs, F outputs, E experts.
 """
@@ -127,6 +128,20 @@ class _Bf16:
         return rounded, rounded
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of rounded operands: fp32 accumulation, BF16 result."""
+    if a.is_cuda:
+        return (a.bfloat16() @ b.bfloat16()).float()
+    return round_bf16(a @ b)
+
+
+def _grouped_product(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
+    """:func:`_product` of every expert."""
+    if x_ND.is_cuda:
+        return grouped_gemm(x_ND.bfloat16(), w_EFD.bfloat16(), offsets_E).float()
+    return round_bf16(grouped_gemm(x_ND, w_EFD, offsets_E))
+
+
 class _Matmul(torch.autograd.Function):
     """The three products of ``y = x w^T``."""
 
@@ -135,7 +150,8 @@ class _Matmul(torch.autograd.Function):
         w_hat = rounding.weight(w_FD)
         ctx.rounding = rounding
         ctx.save_for_backward(x, w_hat)
-        return round_bf16(F.linear(rounding.rows(x), w_hat))
+        y_NF = _product(rounding.rows(x.flatten(0, -2)), w_hat.T)
+        return y_NF.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
@@ -143,8 +159,8 @@ class _Matmul(torch.autograd.Function):
         x_ND = x.flatten(0, -2)
         counts = [len(x_ND)]
         dy_rows, dy_tokens = ctx.rounding.both(dy.flatten(0, -2), counts)
-        dx = round_bf16(dy_rows @ w_hat).view_as(x)
-        dw = round_bf16(dy_tokens.T @ ctx.rounding.tokens(x_ND, counts))
+        dx = _product(dy_rows, w_hat).view_as(x)
+        dw = _product(dy_tokens.T, ctx.rounding.tokens(x_ND, counts))
         return dx, dw, None
 
 
@@ -156,7 +172,7 @@ class _GroupedMatmul(torch.autograd.Function):
         w_hat = rounding.weight(w_EFD)
         ctx.rounding = rounding
         ctx.save_for_backward(x_ND, w_hat, offsets_E)
-        return round_bf16(grouped_gemm(rounding.rows(x_ND), w_hat, offsets_E))
+        return _grouped_product(rounding.rows(x_ND), w_hat, offsets_E)
 
     @staticmethod
     def backward(ctx: Any, dy_NF: Tensor) -> tuple:
@@ -164,9 +180,9 @@ class _GroupedMatmul(torch.autograd.Function):
         counts = offsets_E.diff(prepend=offsets_E.new_zeros(1)).tolist()
         dy_rows, dy_tokens = ctx.rounding.both(dy_NF, counts)
         x_tokens = ctx.rounding.tokens(x_ND, counts)
-        dx = round_bf16(grouped_gemm(dy_rows, w_hat.mT, offsets_E))
+        dx = _grouped_product(dy_rows, w_hat.mT, offsets_E)
         pairs = zip(dy_tokens.split(counts), x_tokens.split(counts), strict=True)
-        dw = round_bf16(torch.stack([dy.T @ x for dy, x in pairs]))
+        dw = torch.stack([_product(dy.T, x) for dy, x in pairs])
         return dx, dw, None, None
 
 
@@ -181,16 +197,12 @@ def fp8_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
 
 
 def bf16_matmul(x: Tensor, w_FD: Tensor) -> Tensor:
-    """``x w^T`` in BF16, forward and backward: the hardware's on a GPU, emulated on a CPU."""
-    if x.is_cuda:
-        return F.linear(x.bfloat16(), w_FD.bfloat16()).to(x.dtype)
+    """``x w^T`` in BF16, forward and backward."""
     return _Matmul.apply(x, w_FD, _Bf16)
 
 
 def bf16_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
     """:func:`kexa.kernels.grouped_gemm` in BF16, forward and backward."""
-    if x_ND.is_cuda:
-        return grouped_gemm(x_ND.bfloat16(), w_EFD.bfloat16(), offsets_E).to(x_ND.dtype)
     return _GroupedMatmul.apply(x_ND, w_EFD, offsets_E, _Bf16)
 
 
