@@ -55,13 +55,9 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        experts, inner, hidden = (
-            config.num_experts,
-            config.moe_intermediate_size,
-            config.hidden_size,
-        )
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
+        inner, hidden = config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * inner, hidden))
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, hidden, inner))
 
     def forward(self, x_PD: Tensor, offsets_E: Tensor, grouped_gemm: Callable) -> Tensor:
         gate_PF, up_PF = grouped_gemm(x_PD, self.gate_up_proj, offsets_E).chunk(2, dim=-1)
@@ -79,11 +75,8 @@ class SparseMoE(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.top_k, self.n_group, self.topk_group = (
-            config.num_experts_per_tok,
-            config.n_group,
-            config.topk_group,
-        )
+        self.top_k = config.num_experts_per_tok
+        self.n_group, self.topk_group = config.n_group, config.topk_group
         self.normalise, self.scale = config.norm_topk_prob, config.routed_scaling_factor
         self.grouped_gemm: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_gemm
         self.gate = Router(config)
@@ -102,9 +95,7 @@ class SparseMoE(nn.Module):
         for name, before in kept.items():
             after = getattr(self, name)
             if after.dtype != torch.float32:
-                setattr(
-                    self, name, before.to(after.device) if not before.is_meta else after.float()
-                )
+                setattr(self, name, after.float() if before.is_meta else before.to(after.device))
         return self
 
     def forward(self, x_BTD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
@@ -120,7 +111,7 @@ class SparseMoE(nn.Module):
         expert_P = chosen_NK.flatten()
         order_P = expert_P.argsort(stable=True)
         hits_NE = torch.zeros_like(scores_NE, requires_grad=False).scatter_(1, chosen_NK, 1.0)
-        offsets_E = hits_NE.sum(0).cumsum(0).to(torch.int32)
+        offsets_E = hits_NE.sum(0).long().cumsum(0).to(torch.int32)
         pairs_PD = x_ND[order_P // self.top_k]
         out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
         back_P = torch.empty_like(order_P).scatter_(
@@ -154,11 +145,8 @@ class SparseMoE(nn.Module):
             tokens_B1 = float(shape[1])
         else:
             weight_BT1 = weight_BT[..., None].to(hits_BTE.dtype)
-            hits_BTE, top_BTE, share_BTE = (
-                hits_BTE * weight_BT1,
-                top_BTE * weight_BT1,
-                share_BTE * weight_BT1,
-            )
+            hits_BTE, top_BTE = hits_BTE * weight_BT1, top_BTE * weight_BT1
+            share_BTE = share_BTE * weight_BT1
             tokens_B1 = weight_BT1.sum(1).clamp(min=1.0)
         self.load_E += hits_BTE.sum((0, 1))
         f_BE = top_BTE.sum(1) * scores_NE.shape[1] / (self.top_k * tokens_B1)

@@ -58,6 +58,6 @@ class MTPBlock(nn.Module):
         context: Context,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """Normed output [B, T, D]; at t, the embedding is of token t + 1 and the hidden state of t."""
+        """Normed output [B, T, D]; at t the embedding is of token t + 1, the hidden state of t."""
         pair = (self.pre_fc_norm_embedding(embedding_BTD), self.pre_fc_norm_hidden(hidden_BTD))
         return self.norm(self.layers[0](self.fc(torch.cat(pair, dim=-1)), context, cache))

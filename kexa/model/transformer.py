@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from kexa.config import ModelConfig
 from kexa.model.attention import Attention, Context, rope_table
-from kexa.model.cache import Cache, LayerCache, Step
+from kexa.model.cache import Cache, LayerCache
 from kexa.model.linear import Linear, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
@@ -109,8 +109,8 @@ class KexaForCausalLM(nn.Module):
         """Logits [B, T, V] in the model's dtype.
 
         Args:
-            input_ids_BT: token ids, int64. document_ids_BT: int64; equal ids along a row are one
-            document, negative ids are padding.
+            input_ids_BT: token ids, int64.
+            document_ids_BT: int64; equal ids along a row are one document, negative ids padding.
                 With a cache, only on its first call and only to mark left padding.
             cache: from :meth:`new_cache`; the call continues what the cache holds.
 
@@ -138,11 +138,11 @@ class KexaForCausalLM(nn.Module):
     ) -> Tensor:
         """:meth:`hidden_states` without checking the arguments: one step of a decoding loop."""
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        step = cache and cache.begin(*input_ids_BT.shape, _left_padding(document_ids_BT))
-        context = self._context(x_BTD, document_ids_BT, step)
+        context = self._context(x_BTD, document_ids_BT, cache)
         weight_BT = None if document_ids_BT is None else document_ids_BT >= 0
-        for i, layer in enumerate(self.model.layers):
-            x_BTD = layer(x_BTD, context, weight_BT, cache and cache.layers[i])
+        caches = [None] * len(self.model.layers) if cache is None else cache.layers
+        for layer, layer_cache in zip(self.model.layers, caches, strict=True):
+            x_BTD = layer(x_BTD, context, weight_BT, layer_cache)
         return self.model.norm(x_BTD)
 
     def mtp_hidden_states(
@@ -152,12 +152,14 @@ class KexaForCausalLM(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """The MTP block's normed output [B, T, D]: at t it reads ``hidden_BTD[:, t]`` and the token
-        at t + 1, ``next_ids_BT[:, t]``; ``lm_head`` of it predicts the token at t + 2."""
-        step = cache and cache.begin(*next_ids_BT.shape, _left_padding(document_ids_BT))
-        context = self._context(hidden_BTD, document_ids_BT, step)
+        """The MTP block's normed output [B, T, D]; ``lm_head`` of it predicts the token at t + 2.
+
+        At t it reads ``hidden_BTD[:, t]`` and the token at t + 1, which is ``next_ids_BT[:, t]``.
+        """
+        context = self._context(hidden_BTD, document_ids_BT, cache)
         embedding_BTD = F.embedding(next_ids_BT, self.model.embed_tokens.weight)
-        return self.mtp(embedding_BTD, hidden_BTD, context, cache and cache.layers[0])
+        layer_cache = None if cache is None else cache.layers[0]
+        return self.mtp(embedding_BTD, hidden_BTD, context, layer_cache)
 
     def loss(
         self,
@@ -186,7 +188,9 @@ class KexaForCausalLM(nn.Module):
         )
         mtp = balance = next_token.new_zeros(())
         if self.training:
-            balance = sum((layer.balance for layer in self.moe_layers), start=balance)
+            for layer in self.moe_layers:
+                balance = balance + layer.balance
+                layer.balance = None  # its graph must not outlive this loss
         if self.mtp is not None and mtp_weight and input_ids_BT.shape[1] > 1:
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
@@ -217,10 +221,14 @@ class KexaForCausalLM(nn.Module):
         device = self.lm_head.weight.device
         return Cache(("full_attention",), self.config.sliding_window, batch_size, chunk, device)
 
-    def _context(self, x_BTD: Tensor, document_ids_BT: Tensor | None, step: Step | None) -> Context:
-        if step is None:
-            positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    def _context(
+        self, x_BTD: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
+    ) -> Context:
+        if cache is None:
+            step, positions = None, torch.arange(x_BTD.shape[1], device=x_BTD.device)
         else:
+            padding_B = None if document_ids_BT is None else (document_ids_BT < 0).sum(1)
+            step = cache.begin(*x_BTD.shape[:2], padding_B)
             positions = step.positions_BT[:, None]
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
         return Context(cos, sin, document_ids_BT, step)
@@ -294,7 +302,3 @@ def initialise(model: KexaForCausalLM) -> None:
             parameter.fill_(1.0)
         else:
             parameter.normal_(0.0, deviation)
-
-
-def _left_padding(document_ids_BT: Tensor | None) -> Tensor | None:
-    return None if document_ids_BT is None else (document_ids_BT < 0).sum(1)
