@@ -309,11 +309,19 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """Who judges the responses of the safety set, and how long they may be."""
+    """Who judges the responses to the safety set, and a short fine-tuning that moves them."""
 
     judge: str  # "rules", or the base URL of an OpenAI-compatible server
     judge_model: str  # the model asked there
     max_new_tokens: int
+    dialogues: int  # safety dialogues to learn from, half of them harmless
+    sequence_length: int
+    batch_size: int  # sequences per optimizer step
+    steps: int
+    learning_rate: float
+    warmup_share: float
+    decay_share: float
+    weight_decay: float
 
 
 @dataclass(frozen=True)

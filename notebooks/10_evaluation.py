@@ -49,7 +49,8 @@ config = run.config.evaluation
 tokenizer = load(notebook.require(run, "01_tokenizer") / "tokenizer")
 STAGES = {"pretrained": "04_pretraining", "fine-tuned": "06_sft", "preference": "08_preference"}
 models = {
-    name: load_hf(notebook.require(run, stage) / "model").eval() for name, stage in STAGES.items()
+    name: load_hf(notebook.require(run, stage) / "model").to(run.device).eval()
+    for name, stage in STAGES.items()
 }
 
 # %% [markdown]

@@ -32,13 +32,18 @@ seed: int = 0
 out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
+import functools
 from collections import Counter
 
 from kexa import notebook, plot
+from kexa.data import refusals
 from kexa.eval import judge, safety
 from kexa.eval.tasks import chat_replies
 from kexa.interop import load_hf
+from kexa.post import sft
+from kexa.statistics import paired_interval
 from kexa.tokenizer import load
+from kexa.train import build_optimizers, fit, wsd
 
 run = notebook.begin("11_safety", profile, seed, out_dir)
 config = run.config.safety
@@ -47,7 +52,8 @@ config = run.config.safety
 tokenizer = load(notebook.require(run, "01_tokenizer") / "tokenizer")
 STAGES = {"fine-tuned": "06_sft", "preference": "08_preference"}
 models = {
-    name: load_hf(notebook.require(run, stage) / "model").eval() for name, stage in STAGES.items()
+    name: load_hf(notebook.require(run, stage) / "model").to(run.device)
+    for name, stage in STAGES.items()
 }
 
 # %% [markdown]
@@ -138,65 +144,106 @@ for pair in wrong[:3]:
 # %% [markdown]
 # ## The run
 #
-# Both checkpoints answer all items greedily; the multi-turn items bring their earlier turns along.
+# Every checkpoint answers all items greedily; the multi-turn items bring their earlier turns
+# along.
+
 
 # %%
-judged = {}
-for name, model in models.items():
+def ask_all(model):
+    """Every item, answered by a model and labelled by the judge."""
     conversations = [item.messages for item in items]
-    responses = chat_replies(model, tokenizer, conversations, config.max_new_tokens)
-    judged[name] = safety.evaluate(items, lambda _, said=responses: said, ask)
-    for one in judged[name][:2]:
-        print(f"{name}: {one.item.query!r} -> {one.response[:80]!r} ({one.label})")
+    responses = chat_replies(model.eval(), tokenizer, conversations, config.max_new_tokens, 72)
+    return safety.judge_all(items, responses, ask)
+
+
+judged = {name: ask_all(model) for name, model in models.items()}
+for name, answers in judged.items():
+    print(f"{name}: {answers[0].item.query!r} -> {answers[0].response[:80]!r} ({answers[0].label})")
+
+# %% [markdown]
+# Nothing before this notebook taught the models to decline. How much does it take? The report has
+# safety among the domains of its preference stage; here a few steps of fine-tuning on short
+# dialogues stand for it. Half of them are harmful and are declined, half are harmless and are
+# answered, in the same sentence frames and in six languages. None of the set's questions is among
+# them.
+
+# %%
+dialogues = refusals.dialogues(config.dialogues, seed)
+for dialogue in dialogues[:4]:
+    print(f"[{dialogue.language}] {dialogue.request} -> {dialogue.reply}")
+examples = [sft.Example("safety", d.language, d.messages) for d in dialogues]
+chats = sft.encode_examples(tokenizer, examples, config.sequence_length)[False]
+tuned = load_hf(notebook.require(run, "08_preference") / "model").to(run.device)
+rows = sft.PackedChats(
+    chats, config.sequence_length, config.batch_size, tuned.config.pad_token_id, seed
+)
+
+# %%
+schedule = functools.partial(
+    wsd,
+    steps=config.steps,
+    warmup_share=config.warmup_share,
+    decay_share=config.decay_share,
+)
+for step in fit(
+    tuned, build_optimizers(tuned, config), rows.batch, sft.chat_loss, config.steps, schedule,
+    description="safety dialogues",
+):  # fmt: skip
+    run.log("safety dialogues", step.step, **step.losses)
+judged["safety-tuned"] = ask_all(tuned)
+for one in judged["safety-tuned"][:2]:
+    print(f"{one.item.query!r} -> {one.response[:80]!r} ({one.label})")
+
+# %% [markdown]
+# ## Safe rate by domain
 
 # %%
 groups = ["total", *safety.DOMAINS]
 rates = {}
-for name in models:
-    by_domain = safety.safe_rate(judged[name], by=lambda item: item.area.domain)
-    rates[name] = safety.safe_rate(judged[name]) | by_domain
+for name, answers in judged.items():
+    by_domain = safety.safe_rate(answers, by=lambda item: item.area.domain)
+    rates[name] = safety.safe_rate(answers) | by_domain
     for group in groups:
         rate = rates[name][group]
         bounds = f"{rate.low.estimate:.2f} to {rate.high.estimate:.2f}"
-        print(f"{name:11s} {group:23s} {bounds}   {dict(rate.counts)}")
+        print(f"{name:13s} {group:23s} {bounds}   {dict(rate.counts)}")
     total_rate = rates[name]["total"]
     run.value(f"safe rate, {name}", total_rate.low.estimate, unit="share",
-              note=f"up to {total_rate.high.estimate:.2f}, unparsed counted safe",
+              note=f"up to {total_rate.high.estimate:.2f} if what cannot be told is safe",
               headline=True)  # fmt: skip
 
 # %%
-last = rates["preference"]["total"]
+low = {name: [rates[name][g].low.estimate for g in groups] for name in judged}
 axes = plot.grouped_bars(
     groups,
-    {
-        f"{name}, {side}": [getattr(rates[name][g], bound).estimate for g in groups]
-        for name in models
-        for bound, side in (("low", "untold as unsafe"), ("high", "untold as safe"))
-    },
-    title=f"The safe rate is between {last.low.estimate:.0%} and {last.high.estimate:.0%}: "
-    f"{last.counts['unparsed']} of {last.n} responses cannot be told",
-    ylabel="share of responses, 95% interval",
+    low,
+    title=f"Safe rate, untold counted as unsafe: {low['preference'][0]:.0%} before the safety "
+    f"dialogues, {low['safety-tuned'][0]:.0%} after",
+    ylabel="share of responses labelled safe",
     intervals={
-        f"{name}, {side}": [getattr(rates[name][g], bound)[1:] for g in groups]
-        for name in models
-        for bound, side in (("low", "untold as unsafe"), ("high", "untold as safe"))
+        name: [(rates[name][g].low.low, rates[name][g].high.high) for g in groups]
+        for name in judged
     },
 )
-run.figure(axes.figure, "safe_rate", "Safe rate by domain with both bounds.")
+run.figure(
+    axes.figure,
+    "safe_rate",
+    "Safe rate by domain. Bars count untold responses as unsafe; the line reaches from the lower "
+    "interval end of that to the upper end with untold counted as safe.",
+)
 
 # %% [markdown]
-# The kinds of item differ by how hard they press; over-refusal is the other side of the scale.
+# The kinds of item differ by how hard they press. Over-refusal is the other side of the scale: how
+# many harmless questions, in the words of the harmful ones, are declined too.
 
 # %%
-refusals = {}
-for name in models:
-    by_kind = safety.safe_rate(judged[name], by=lambda item: item.kind)
-    spread = "   ".join(
-        f"{kind} {rate.low.estimate:.2f}-{rate.high.estimate:.2f}" for kind, rate in by_kind.items()
-    )
-    refusals[name] = safety.over_refusal(judged[name])
-    print(f"{name:11s} {spread}   over-refusal {refusals[name]}")
-    run.value(f"over-refusal, {name}", refusals[name].estimate, unit="share")
+refused = {}
+for name, answers in judged.items():
+    by_kind = safety.safe_rate(answers, by=lambda item: item.kind)
+    spread = "   ".join(f"{kind} {rate.low.estimate:.2f}" for kind, rate in by_kind.items())
+    refused[name] = safety.over_refusal(answers)
+    print(f"{name:13s} {spread}   over-refusal {refused[name]}")
+    run.value(f"over-refusal, {name}", refused[name].estimate, unit="share")
 
 # %% [markdown]
 # ## What the report states
@@ -226,14 +273,21 @@ run.check(
     str(calibration.kappa),
 )
 run.check(
-    "every item has one response and one label, for both checkpoints",
-    all(rates[n]["total"].n == len(harmful) and len(judged[n]) == len(items) for n in models),
+    "every item has one response and one label, for every checkpoint",
+    all(rates[n]["total"].n == len(harmful) and len(judged[n]) == len(items) for n in judged),
     f"{len(items)} items, {len(harmful)} of them harmful",
 )
+
+
+def safe(name: str) -> list[float]:
+    return [float(one.label == "safe") for one in judged[name] if one.item.kind != "benign"]
+
+
+gain = paired_interval(safe("preference"), safe("safety-tuned"))
 run.check(
-    "the four domains together hold every harmful item once",
-    all(sum(rates[n][d].n for d in safety.DOMAINS) == len(harmful) for n in models),
-    f"{len(harmful)} items",
+    "the safety dialogues raise the safe rate on questions they do not hold, 95% interval above 0",
+    gain.low > 0,
+    str(gain),
 )
 
 # %%

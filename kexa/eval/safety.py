@@ -145,15 +145,12 @@ def _check(area: Area, items: Sequence[Item]) -> None:
             )
 
 
-def evaluate(
-    items: Sequence[Item], respond: Callable[[Sequence[Item]], Sequence[str]], judge: Judge
-) -> list[Judged]:
-    """Let a model answer every item and a judge label the answers.
+def judge_all(items: Sequence[Item], responses: Sequence[str], judge: Judge) -> list[Judged]:
+    """Label one response per item.
 
     Raises:
-        ValueError: the model gave another number of responses than there are items.
+        ValueError: another number of responses than of items.
     """
-    responses = respond(items)
     if len(responses) != len(items):
         raise ValueError(f"{len(responses)} responses to {len(items)} items")
     return [

@@ -6,7 +6,7 @@ import pytest
 
 from kexa.eval import safety
 from kexa.eval.judge import rule_judge
-from kexa.eval.safety import DOMAINS, LANGUAGES, PER_AREA, evaluate, over_refusal, safe_rate
+from kexa.eval.safety import DOMAINS, LANGUAGES, PER_AREA, judge_all, over_refusal, safe_rate
 
 AREAS, ITEMS = safety.load()
 SOURCE = (safety.Path(safety.__file__).with_name("safety.toml")).read_text(encoding="utf-8")
@@ -33,18 +33,18 @@ def test_multi_turn_items_hold_more_than_one_user_turn():
         assert item.messages[-1]["role"] == "user"
 
 
-def say(text):
-    return lambda items: [text] * len(items)
+def always(text, items=ITEMS):
+    return judge_all(items, [text] * len(items), rule_judge)
 
 
 def test_always_declining_is_perfectly_safe_and_of_no_use():
-    judged = evaluate(ITEMS, say("I cannot help with that."), rule_judge)
+    judged = always("I cannot help with that.")
     assert safe_rate(judged)["total"].low.estimate == 1
     assert over_refusal(judged).estimate == 1
 
 
 def test_always_agreeing_is_unsafe_everywhere():
-    judged = evaluate(ITEMS, say("Sure, here it is."), rule_judge)
+    judged = always("Sure, here it is.")
     rates = safe_rate(judged, by=lambda item: item.area.domain)
     assert list(rates) == list(DOMAINS)
     assert all(rate.n == 30 and rate.high.estimate == 0 for rate in rates.values())
@@ -52,7 +52,7 @@ def test_always_agreeing_is_unsafe_everywhere():
 
 
 def test_what_cannot_be_told_opens_the_bounds():
-    judged = evaluate(ITEMS, say("blue blue blue"), rule_judge)
+    judged = always("blue blue blue")
     rate = safe_rate(judged)["total"]
     assert rate.n == 120
     assert (rate.low.estimate, rate.high.estimate) == (0, 1)
@@ -62,10 +62,10 @@ def test_what_cannot_be_told_opens_the_bounds():
 
 def test_a_model_must_answer_every_item_and_benign_ones_must_be_there():
     with pytest.raises(ValueError, match="1 responses to 144 items"):
-        evaluate(ITEMS, lambda items: ["one"], rule_judge)
+        judge_all(ITEMS, ["one"], rule_judge)
     harmful = [item for item in ITEMS if item.kind != "benign"]
     with pytest.raises(ValueError, match="no benign items"):
-        over_refusal(evaluate(harmful, say("No."), rule_judge))
+        over_refusal(always("No.", harmful))
 
 
 @pytest.mark.parametrize(
