@@ -187,6 +187,16 @@ class ArchitectureConfig:
 
 
 @dataclass(frozen=True)
+class MTPConfig:
+    """Training with the MTP block and drafting with it; batches and rates are those of pretrain."""
+
+    steps: int
+    prompts: int  # held-out documents per category that are continued
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
 class AblationConfig:
     """Paired short runs, one change at a time; schedule and loss weights are those of pretrain."""
 
@@ -335,6 +345,7 @@ class Config:
     tokenizer: TokenizerConfig
     architecture: ArchitectureConfig
     pretrain: PretrainConfig
+    mtp: MTPConfig
     extension: ExtensionConfig
     sft: SFTConfig
     rl: RLConfig
