@@ -56,7 +56,7 @@ config, pretrain = run.config.mtp, run.config.pretrain
 # one token more and predicts one token further.
 
 # %%
-words = "the cat sat on the mat".split()
+words = ["the", "cat", "sat", "on", "the", "mat"]
 print("hidden state of        and embedding of   predicts")
 for t in range(len(words) - 2):
     print(f"{' '.join(words[: t + 1]):22s} {words[t + 1]:18s} {words[t + 2]}")
