@@ -201,7 +201,7 @@ below = sum(losses[c] < own_entropy[c] for c in losses)
 ax = plot.grouped_bars(
     list(losses),
     {"unigram entropy of the category": list(own_entropy.values()), "model": list(losses.values())},
-    f"Context helps: the model is below the unigram entropy in {below} of {len(losses)} categories",
+    f"The model is below the unigram entropy in {below} of {len(losses)} categories",
     "nats per token",
 )
 run.figure(ax.figure, "by_category", caption="Held-out loss by category after FP8 pretraining.")
@@ -229,8 +229,8 @@ for category, loss in validate(model, skills).items():
 # %% [markdown]
 # ## FP8 against BF16
 #
-# Both curves see the same batch at the same step, so their difference is numerics and nothing
-# else.
+# Both curves (means of ten steps) see the same batch at the same step, so their difference is
+# numerics and nothing else. A jump where a stage starts is its mixture, not its learning.
 
 
 # %%
@@ -248,7 +248,7 @@ ax = plot.lines(
     {name: (range(len(curve)), curve) for name, curve in curves.items()},
     f"FP8 and BF16 end {gap:.2%} apart in validation loss",
     "optimizer step",
-    "training loss, nats per token (mean of 10 steps)",
+    "training loss, nats per token",
     hlines={"unigram entropy": entropy},
 )
 for stage, start in curriculum.starts.items():
@@ -318,9 +318,9 @@ for start in curriculum.starts.values():
 run.figure(ax.figure, "learning_rate", caption="The WSD schedule; grey lines are stage starts.")
 
 # %% [markdown]
-# The router starts unbalanced. After every step the selection bias of an expert with less than
-# the mean load rises and that of the others falls, and a small sequence-level loss pulls in the
-# same direction. A load of 1 is a fair share.
+# Left alone, a router comes to favour a few experts. After every step the selection bias of an
+# expert with less than the mean load rises and that of the others falls, and a small
+# sequence-level loss pulls in the same direction. A load of 1 is a fair share.
 
 # %%
 load = torch.tensor(

@@ -123,19 +123,15 @@ ax = plot.bars(
     "held-out loss minus base, nats per token",
     intervals={name: (effect.low, effect.high) for name, effect in effects.items()},
 )
-run.figure(ax.figure, "loss_difference", caption="Paired loss difference of each change.")
-run.value("changes beyond seed noise", len(clear), unit=f"of {len(effects)}", headline=True)
-
-# %%
-noise = max(losses["base"]) - min(losses["base"])
-ax = plot.lines(
-    {name: (seeds, values) for name, values in losses.items()},
-    f"Two seeds of the base differ by up to {noise:.3f} nats",
-    "seed",
-    "held-out loss, nats per token",
+for i, name in enumerate(effects):
+    points = [v - b for v, b in zip(losses[name], losses["base"], strict=True)]
+    ax.scatter([i] * len(points), points, color="black", s=14, zorder=4)
+run.figure(
+    ax.figure,
+    "loss_difference",
+    caption="Paired loss difference of each change: bars are means, dots seeds, whiskers 95%.",
 )
-ax.set_xticks(seeds)
-run.figure(ax.figure, "loss_by_seed", caption="Held-out loss of every run.")
+run.value("changes beyond seed noise", len(clear), unit=f"of {len(effects)}", headline=True)
 
 # %% [markdown]
 # ## Expert load
