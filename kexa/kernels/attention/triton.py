@@ -72,7 +72,7 @@ def _forward(
     k_head, v_head = k + b * k_b + h // R * k_h, v + b * v_b + h // R * v_h
 
     m = tl.full([TQ], -1e30, ACC)
-    l = tl.zeros([TQ], ACC)  # noqa: E741
+    total = tl.zeros([TQ], ACC)
     out = tl.zeros([TQ, BK], ACC)
     for start in range(tl.maximum(0, first - window + 1) // TS * TS, tl.minimum(T, first + TQ), TS):
         key = start + tl.arange(0, TS)
@@ -83,15 +83,15 @@ def _forward(
         m_next = tl.maximum(m, tl.max(score, 1))
         p = tl.exp2(score - m_next[:, None])
         shrink = tl.exp2(m - m_next)
-        l = l * shrink + tl.sum(p, 1)  # noqa: E741
+        total = total * shrink + tl.sum(p, 1)
         v_tile = _rows(v_head, key, feature, v_t, T, K)
         out = out * shrink[:, None] + tl.dot(p.to(v_tile.dtype), v_tile, input_precision="ieee")
         m = m_next
-    l = tl.where(query < T, l, 1.0)  # noqa: E741
+    total = tl.where(query < T, total, 1.0)
     inside = (query < T)[:, None] & (feature < K)[None, :]
     o_rows = o + b * o_b + h * o_h + query.to(tl.int64)[:, None] * o_t + feature[None, :]
-    tl.store(o_rows, (out / l[:, None]).to(o.dtype.element_ty), inside)
-    tl.store(lse + (b * H + h) * T + query, m + tl.log2(l), query < T)
+    tl.store(o_rows, (out / total[:, None]).to(o.dtype.element_ty), inside)
+    tl.store(lse + (b * H + h) * T + query, m + tl.log2(total), query < T)
 
 
 @triton.jit
