@@ -98,7 +98,7 @@ def conversations(side, counts):
 
 talk, heldout_talk = sft.dialogues(tasks.HELDOUT_SHARE)
 train = conversations("train", config.examples) + talk
-heldout = conversations("heldout", dict.fromkeys(tasks.FAMILIES, 400)) + heldout_talk[:400]
+heldout = conversations("heldout", dict.fromkeys(tasks.FAMILIES, 150)) + heldout_talk[:150]
 
 
 # %%

@@ -73,7 +73,7 @@ def dialogues(heldout_share: float) -> tuple[list[Example], list[Example]]:
         folder = name.split("/")[-2] if "/" in name else ""
         if not name.endswith(".yml") or folder not in _DIALOGUE_FOLDERS:
             continue
-        for turns in yaml.safe_load(data)["conversations"]:
+        for turns in yaml.load(data, Loader=yaml.CSafeLoader)["conversations"]:
             turns = [" ".join(str(t).split()) for t in turns[: len(turns) // 2 * 2]]
             if not all(turns) or not turns:
                 continue
