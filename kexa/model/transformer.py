@@ -255,15 +255,14 @@ class KexaForCausalLM(nn.Module):
             for i in range(ahead):
                 counted_BT = counted_BT & same_BT[:, i : i + length]
         # The head is the widest product of a small model: it runs on the counted positions only.
-        targets_N = targets_BT.masked_fill(~counted_BT, -100).flatten()
-        hidden_ND = hidden_BTD[:, :length].flatten(0, 1)
+        targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
             logits = self.lm_head(hidden)
             if logits.dtype in (torch.bfloat16, torch.float16):
                 logits = logits.float()
-            total = total + F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-        return total / counted_BT.sum().clamp(min=1)
+            total = total + F.cross_entropy(logits, targets, reduction="sum")
+        return total / max(1, len(targets_N))
 
     def _check(
         self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
