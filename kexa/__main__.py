@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = notebooks.add_mutually_exclusive_group(required=True)
     action.add_argument("--build", action="store_true", help="write every .ipynb from its .py")
     action.add_argument("--check", action="store_true", help="pairs agree, outputs are clean")
+    action.add_argument("--readme", action="store_true", help="minutes of runs/ into README.md")
     action.add_argument(
         "--commit-outputs", metavar="PROFILE", help="take the outputs of a finished run"
     )
@@ -111,6 +112,13 @@ def _notebooks(options: argparse.Namespace) -> int:
             print(fault, file=sys.stderr)
         print(f"{len(pairs.sources())} notebook pairs, {len(faults)} faults")
         return int(bool(faults))
+    if options.readme:
+        from kexa.report import update_readme
+
+        print(
+            "README.md", "updated" if update_readme(ROOT / "README.md", ROOT / "runs") else "kept"
+        )
+        return 0
     changed = pairs.build()
     if options.commit_outputs:
         changed += pairs.commit_outputs(ROOT / "runs" / options.commit_outputs)

@@ -40,6 +40,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .35rem .75rem .35rem 0; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); font-size: .8rem; }
+@media (min-width: 36rem) { td:first-child, td:last-child { white-space: nowrap; } }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 ul.checks { list-style: none; padding: 0; margin: .5rem 0; font-size: .95rem; }
 ul.checks li { padding-left: 1.4rem; text-indent: -1.4rem; margin: .2rem 0; }
@@ -96,6 +97,39 @@ def render(pipeline: Pipeline) -> str:
     )
 
 
+def readme_table(runs: Path) -> str:
+    """The README's table: every notebook with minutes and memory of the runs that are there."""
+    lines = ["| notebook | smoke | laptop |", "|---|--:|--:|"]
+    made_on: dict[str, str] = {}
+    for stage in stages.table().values():
+        costs = []
+        for profile in ("smoke", "laptop"):
+            if made_by := read_json(runs / profile / stage.name / "results.json").get(
+                "environment"
+            ):
+                made_on[profile] = f"{profile}: {made_by['device']}, commit {made_by['commit']}"
+            done = read_json(runs / profile / stage.name / "done.json")
+            cost = f"{done['minutes']:.1f} min, {done['peak_memory_gib']:.1f} GiB" if done else "-"
+            costs.append(cost)
+        link = f"[{_title(stage)}](notebooks/{stage.name}.ipynb)"
+        lines.append(f"| {link} | {' | '.join(costs)} |")
+    lines += [
+        "",
+        f"Wall clock and peak memory. {'; '.join(made_on.values()) or 'Not measured yet'}.",
+    ]
+    return "\n".join(lines)
+
+
+def update_readme(readme: Path, runs: Path) -> bool:
+    """Put the table of :func:`readme_table` between the README's marks; whether it changed."""
+    old = readme.read_text(encoding="utf-8")
+    table = f"<!-- notebooks: written by `kexa notebooks --readme` -->\n{readme_table(runs)}\n"
+    new = re.sub(r"<!-- notebooks:.*?(?=<!-- end -->)", lambda _: table, old, flags=re.DOTALL)
+    if new != old:
+        write_atomic(readme, new)
+    return new != old
+
+
 def _entry(pipeline: Pipeline, stage: Stage) -> Entry:
     directory = pipeline.directory(stage)
     results, done = read_json(directory / "results.json"), read_json(directory / "done.json")
@@ -103,10 +137,13 @@ def _entry(pipeline: Pipeline, stage: Stage) -> Entry:
         state = "out of date" if pipeline.stale(stage) else "done"
     else:
         state = "failed" if (directory / "started.json").is_file() else "not run"
+    return Entry(stage, _title(stage), state, results, done, directory)
+
+
+def _title(stage: Stage) -> str:
     source = stage.source.read_text(encoding="utf-8") if stage.source.is_file() else ""
     heading = re.search(r"^# # (.+)$", source, re.MULTILINE)
-    title = heading.group(1) if heading else stage.name
-    return Entry(stage, title, state, results, done, directory)
+    return heading.group(1) if heading else stage.name
 
 
 def _head(pipeline: Pipeline, entries: list[Entry]) -> Iterator[str]:
