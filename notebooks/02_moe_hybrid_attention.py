@@ -530,14 +530,14 @@ for row in compiled["rows"]:
 
 # %% [markdown]
 # Registers are per thread (255 at most), tensor-core counts are instructions in the program text.
-# `backward_kv` is the tight one: two accumulators and four operands live at once, so it runs with
-# a single pipeline stage.
+# `backward_kv` is the tight one: two accumulators and four operands live at once, so its tiles are
+# smaller and it runs with a single pipeline stage.
 #
 # ## At full scale
 #
-# Nothing above changes but the numbers: `configs/full.toml` holds the published ones, and 236B
-# parameters with optimizer state need several hundred GPUs' memory, which is FSDP2 and expert
-# parallelism's job. On one GPU, `python -m kexa.kernels.check` says whether the kernels are right
+# Nothing above changes but the numbers: `configs/full.toml` holds the published ones. At 16 bytes
+# per parameter for weights, gradients and optimizer state the model takes 3.8 TB, 48 cards of 80 GB
+# before the first activation: sharding it is the job of FSDP2 and expert parallelism. On one GPU, `python -m kexa.kernels.check` says whether the kernels are right
 # there and `python -m benchmarks` how fast they are beside PyTorch's own.
 
 # %%

@@ -194,10 +194,12 @@ def backward_q_launch(q, k, v, ids, o, lse, do, dq, delta, window: int) -> Launc
 def backward_kv_launch(q, k, v, ids, lse, do, delta, dk, dv, window: int) -> Launch:
     """Launch that fills ``dk`` and ``dv``; reads the ``delta`` of :func:`backward_q_launch`.
 
-    chosen: one stage. A second spills registers (two accumulators and four operands are live); two
-    blocks fit on a multiprocessor and hide each other's loads instead.
+    chosen: half as many queries as keys per tile, and one stage. Two accumulators and four operands
+    live at once, so larger tiles or a second stage spill registers with some versions of Triton;
+    two blocks fit on a multiprocessor and hide each other's loads instead.
     """
     (B, H, T, _), G, tile = q.shape, k.shape[1], _tiles(q)
+    tile = tile._replace(TQ=tile.TQ // 2)
     tensors = (q, k, v, ids, lse, do, delta, dk, dv)
     numbers = (G, H // G, T, window, _scale(q) * LOG2_E, _scale(q))
     arguments = (*tensors, *_strides(q, k, v, do, dk, dv), *numbers, *tile)
