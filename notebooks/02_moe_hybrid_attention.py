@@ -537,8 +537,9 @@ for row in compiled["rows"]:
 #
 # Nothing above changes but the numbers: `configs/full.toml` holds the published ones. At 16 bytes
 # per parameter for weights, gradients and optimizer state the model takes 3.8 TB, 48 cards of 80 GB
-# before the first activation: sharding it is the job of FSDP2 and expert parallelism. On one GPU, `python -m kexa.kernels.check` says whether the kernels are right
-# there and `python -m benchmarks` how fast they are beside PyTorch's own.
+# before the first activation: sharding it is the job of FSDP2 and expert parallelism. On one GPU,
+# `python -m kexa.kernels.check` says whether the kernels are right there and `python -m benchmarks`
+# how fast they are beside PyTorch's own.
 
 # %%
 run.finish()
