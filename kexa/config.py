@@ -335,6 +335,28 @@ class SafetyConfig:
 
 
 @dataclass(frozen=True)
+class AgentsConfig:
+    """The tool environment, the demonstrations to learn from, and the search agent."""
+
+    candidates: int  # tasks drawn before the filter
+    tasks: int  # of those that pass it, how many are run
+    max_steps: int  # replies in one episode
+    max_new_tokens: int  # per reply
+    context: int  # tokens that a conversation and its next reply may take
+    demonstrations: int  # candidates whose oracle episodes the model is trained on
+    steps: int  # optimizer steps on them
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+    weight_decay: float
+    questions: int  # asked of the search agent
+    towns: int  # pages that the answer to one question needs
+    search_steps: int
+    compress_every: int  # reported: 50 of up to 500 steps
+    memory_tokens: int  # what the agent with a short memory sees of its conversation
+
+
+@dataclass(frozen=True)
 class Config:
     """One profile. ``model.vocab_size`` always equals ``tokenizer.vocab_size``."""
 
@@ -352,6 +374,7 @@ class Config:
     preference: PreferenceConfig
     evaluation: EvaluationConfig
     safety: SafetyConfig
+    agents: AgentsConfig
     ablation: AblationConfig
 
 

@@ -230,10 +230,10 @@ class ShortMemory:
 
     def _visible(self, messages: Sequence[Message]) -> list[Message]:
         first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0) + 1
-        kept, rest = list(messages[:first]), list(messages[first:])
-        while rest and self.count(kept + rest) > self.tokens:
-            rest.pop(0)
-        return kept + rest
+        start, room = len(messages), self.tokens - self.count(messages[:first])
+        while start > first and (size := self.count([messages[start - 1]])) <= room:
+            start, room = start - 1, room - size
+        return [*messages[:first], *messages[start:]]
 
 
 def _to_protocol(messages: Sequence[Message]) -> list[dict[str, Any]]:
