@@ -80,8 +80,8 @@ class Pipeline:
         if not done:
             return "no finished run"
         now = self.fingerprint(stage)
-        if done["fingerprint"] != now:
-            return stages.why(done["fingerprint"], now)
+        if done.get("fingerprint") != now:
+            return stages.why(done.get("fingerprint", {}), now)
         for name, size in done["files"].items():
             path = self.directory(stage) / name
             if not path.is_file() or path.stat().st_size != size:

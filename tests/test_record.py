@@ -24,7 +24,7 @@ def run(tmp_path):
 def test_results_hold_values_checks_figures_and_where_they_come_from(run):
     run.value("loss", torch.tensor(1.5), "nats/token", headline=True)
     run.value("shares", np.array([0.5, 0.5]))
-    run.value("diverged", float("nan"))
+    run.value("diverged", [1.0, float("nan")])
     figure = plt.figure()
     run.figure(figure, "curve", "A curve.")
     plt.close(figure)
@@ -36,7 +36,7 @@ def test_results_hold_values_checks_figures_and_where_they_come_from(run):
         "value": 1.5, "unit": "nats/token", "note": "", "headline": True,
     }  # fmt: skip
     assert results["values"]["shares"]["value"] == [0.5, 0.5]
-    assert results["values"]["diverged"]["value"] == "nan"
+    assert results["values"]["diverged"]["value"] == [1.0, "nan"]
     assert results["checks"] == [{"claim": "loss fell", "holds": True, "measured": "1.5"}]
     assert results["figures"] == [{"file": "curve.png", "caption": "A curve."}]
     assert (run.dir / "curve.png").read_bytes().startswith(b"\x89PNG")
