@@ -233,9 +233,10 @@ for name, (reports, sent) in arms.items():
 
 # %%
 plain, noting = rows["long memory"], rows["long memory, compressor"]
+ratio = noting["largest request"] / plain["largest request"]
 axes = plot.lines(
     {name: (range(1, len(sent[0]) + 1), sent[0]) for name, (_, sent) in arms.items()},
-    title=f"Notes cut the largest request to {noting['largest request'] / plain['largest request']:.0%}",
+    title=f"With notes the largest request is {ratio:.0%} of what it is without",
     xlabel="request, sub-agents included",
     ylabel="tokens in the request",
     hlines={"short memory": config.memory_tokens},
@@ -297,11 +298,11 @@ run.check(
 # %% [markdown]
 # ## At full scale
 #
-# The report's agent works with 128K tokens of context and up to 500 steps, compressed every 50, and
-# the same model plays the sub-agents. Only the policy changes here: `EndpointPolicy` asks any server
-# that speaks the OpenAI chat protocol, and everything else, tasks, filter, outcomes and record,
-# stays. What the script hides is the sub-agents' quality: a summary that misses a fact or a record
-# that drops one costs a model its answer, and `Report` counts both kinds of failure.
+# The report's agent works with 128K tokens of context and up to 500 steps, compressed every 50,
+# and the same model plays the sub-agents. Only the policy changes here: `EndpointPolicy` asks any
+# server that speaks the OpenAI chat protocol; tasks, filter, outcomes and record stay. What the
+# script hides is the sub-agents' quality: a summary that misses a fact or a record that drops one
+# costs a model its answer, and `Report` counts both kinds of failure.
 
 # %%
 run.finish()
