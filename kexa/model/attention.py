@@ -38,6 +38,12 @@ class Context:
     sin_TK: Tensor
     document_ids_BT: Tensor | None
     step: Step | None  # None without a cache
+    balance: list[Tensor] | None = None  # sparse layers append their balance loss where asked for
+
+    @property
+    def real_BT(self) -> Tensor | None:
+        """False at padding; None where there is none."""
+        return None if self.document_ids_BT is None else self.document_ids_BT >= 0
 
 
 def rope_table(

@@ -69,8 +69,7 @@ class SparseMoE(nn.Module):
 
     ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's
     matrix; a numerics policy may replace it. ``load_E`` counts the tokens each expert got in
-    training forwards since the last bias update. ``balance`` is the sequence-level loss of the last
-    training forward.
+    training forwards since the last bias update.
     """
 
     def __init__(self, config: ModelConfig):
@@ -86,7 +85,6 @@ class SparseMoE(nn.Module):
         )
         self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
         self.register_buffer("load_E", torch.zeros(config.num_experts), persistent=False)
-        self.balance: Tensor | None = None
 
     def _apply(self, fn: Callable, recurse: bool = True) -> SparseMoE:
         """Move with the model, but stay fp32: a bias step of 1e-4 is lost in bf16."""
@@ -98,8 +96,16 @@ class SparseMoE(nn.Module):
                 setattr(self, name, after.float() if before.is_meta else before.to(after.device))
         return self
 
-    def forward(self, x_BTD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
-        """Mix the experts; ``weight_BT`` is 0 at padding, which neither loads nor balance count."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        real_BT: Tensor | None = None,
+        balance: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Mix the experts. ``real_BT`` is false at padding, which neither load nor balance counts.
+
+        A list given as ``balance`` receives this layer's sequence-level balance loss.
+        """
         x_ND = x_BTD.flatten(0, 1)
         scores_NE = self.gate(x_ND)
         chosen_NK = self.select(scores_NE.detach())
@@ -110,7 +116,7 @@ class SparseMoE(nn.Module):
 
         expert_P = chosen_NK.flatten()
         order_P = expert_P.argsort(stable=True)
-        hits_NE = torch.zeros_like(scores_NE, requires_grad=False).scatter_(1, chosen_NK, 1.0)
+        hits_NE = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0)
         offsets_E = hits_NE.sum(0).long().cumsum(0).to(torch.int32)
         pairs_PD = x_ND[order_P // self.top_k]
         out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
@@ -120,7 +126,10 @@ class SparseMoE(nn.Module):
         out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
         mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
         if self.training:
-            self._count(scores_NE, hits_NE, weight_BT, x_BTD.shape[:2])
+            counted_NE = hits_NE if real_BT is None else hits_NE * real_BT.flatten()[:, None]
+            self.load_E += counted_NE.sum(0)
+        if balance is not None:
+            balance.append(self._balance(scores_NE.unflatten(0, x_BTD.shape[:2]), real_BT))
         return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
 
     def select(self, scores_NE: Tensor) -> Tensor:
@@ -134,23 +143,17 @@ class SparseMoE(nn.Module):
             biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
         return biased_NE.topk(self.top_k, dim=-1, sorted=False).indices
 
-    def _count(
-        self, scores_NE: Tensor, hits_NE: Tensor, weight_BT: Tensor | None, shape: torch.Size
-    ) -> None:
-        scores_BTE, hits_BTE = scores_NE.unflatten(0, shape), hits_NE.unflatten(0, shape)
+    def _balance(self, scores_BTE: Tensor, real_BT: Tensor | None) -> Tensor:
         top_BTK = scores_BTE.detach().topk(self.top_k, dim=-1).indices
-        top_BTE = torch.zeros_like(hits_BTE).scatter_(2, top_BTK, 1.0)
+        top_BTE = torch.zeros_like(scores_BTE).scatter_(2, top_BTK, 1.0)
         share_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
-        if weight_BT is None:
-            tokens_B1 = float(shape[1])
-        else:
-            weight_BT1 = weight_BT[..., None].to(hits_BTE.dtype)
-            hits_BTE, top_BTE = hits_BTE * weight_BT1, top_BTE * weight_BT1
-            share_BTE = share_BTE * weight_BT1
-            tokens_B1 = weight_BT1.sum(1).clamp(min=1.0)
-        self.load_E += hits_BTE.sum((0, 1))
-        f_BE = top_BTE.sum(1) * scores_NE.shape[1] / (self.top_k * tokens_B1)
-        self.balance = (f_BE * share_BTE.sum(1) / tokens_B1).sum(-1).mean()
+        tokens_B1 = torch.full_like(share_BTE[:, 0, :1], scores_BTE.shape[1])
+        if real_BT is not None:
+            real_BT1 = real_BT[..., None].to(share_BTE.dtype)
+            top_BTE, share_BTE = top_BTE * real_BT1, share_BTE * real_BT1
+            tokens_B1 = real_BT1.sum(1).clamp(min=1.0)
+        f_BE = top_BTE.sum(1) * scores_BTE.shape[-1] / (self.top_k * tokens_B1)
+        return (f_BE * share_BTE.sum(1) / tokens_B1).sum(-1).mean()
 
     def update_bias(self, step: float) -> None:
         """``b += step * sign(mean load - load)``, then clear the counts."""

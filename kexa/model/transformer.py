@@ -59,12 +59,12 @@ class DecoderLayer(nn.Module):
             else SwiGLU(config.hidden_size, config.intermediate_size)
         )
 
-    def forward(
-        self, x_BTD: Tensor, context: Context, weight_BT: Tensor | None, cache: LayerCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
         normed_BTD = self.post_attention_layernorm(x_BTD)
-        return x_BTD + (self.mlp(normed_BTD, weight_BT) if self.is_sparse else self.mlp(normed_BTD))
+        if self.is_sparse:
+            return x_BTD + self.mlp(normed_BTD, context.real_BT, context.balance)
+        return x_BTD + self.mlp(normed_BTD)
 
 
 class Decoder(nn.Module):
@@ -135,14 +135,17 @@ class KexaForCausalLM(nn.Module):
         input_ids_BT: Tensor,
         document_ids_BT: Tensor | None = None,
         cache: Cache | None = None,
+        balance: list[Tensor] | None = None,
     ) -> Tensor:
-        """:meth:`hidden_states` without checking the arguments: one step of a decoding loop."""
+        """:meth:`hidden_states` without checking the arguments: one step of a decoding loop.
+
+        A list given as ``balance`` receives the balance loss of every sparse layer.
+        """
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        context = self._context(x_BTD, document_ids_BT, cache)
-        weight_BT = None if document_ids_BT is None else document_ids_BT >= 0
+        context = self._context(x_BTD, document_ids_BT, cache, balance)
         caches = [None] * len(self.model.layers) if cache is None else cache.layers
         for layer, layer_cache in zip(self.model.layers, caches, strict=True):
-            x_BTD = layer(x_BTD, context, weight_BT, layer_cache)
+            x_BTD = layer(x_BTD, context, layer_cache)
         return self.model.norm(x_BTD)
 
     def mtp_hidden_states(
@@ -177,20 +180,19 @@ class KexaForCausalLM(nn.Module):
             loss_mask_BT: bool; a token counts as a *target* only where it is true.
             mtp_weight: reported 0.05. At 0, or without an MTP block, ``mtp`` is not computed
                 and zero.
-            balance_weight: reported 1e-4. ``balance`` is zero in evaluation mode.
+            balance_weight: reported 1e-4.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
-        hidden_BTD = self.hidden_states(input_ids_BT, document_ids_BT)
+        self._check(input_ids_BT, document_ids_BT, None)
+        balances: list[Tensor] = []
+        hidden_BTD = self.decode(input_ids_BT, document_ids_BT, balance=balances)
         next_token = self._cross_entropy(
             hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1
         )
-        mtp = balance = next_token.new_zeros(())
-        if self.training:
-            for layer in self.moe_layers:
-                balance = balance + layer.balance
-                layer.balance = None  # its graph must not outlive this loss
+        mtp = next_token.new_zeros(())
+        balance = sum(balances, start=mtp)
         if self.mtp is not None and mtp_weight and input_ids_BT.shape[1] > 1:
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
@@ -222,7 +224,11 @@ class KexaForCausalLM(nn.Module):
         return Cache(("full_attention",), self.config.sliding_window, batch_size, chunk, device)
 
     def _context(
-        self, x_BTD: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
+        self,
+        x_BTD: Tensor,
+        document_ids_BT: Tensor | None,
+        cache: Cache | None,
+        balance: list[Tensor] | None = None,
     ) -> Context:
         if cache is None:
             step, positions = None, torch.arange(x_BTD.shape[1], device=x_BTD.device)
@@ -231,7 +237,7 @@ class KexaForCausalLM(nn.Module):
             step = cache.begin(*x_BTD.shape[:2], padding_B)
             positions = step.positions_BT[:, None]
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
-        return Context(cos, sin, document_ids_BT, step)
+        return Context(cos, sin, document_ids_BT, step, balance)
 
     def _cross_entropy(
         self,

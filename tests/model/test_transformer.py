@@ -77,6 +77,8 @@ def test_total_is_the_weighted_sum_and_padding_counts_nowhere(build, ids):
     total = loss.next_token + 0.3 * loss.mtp + 0.2 * loss.balance
     torch.testing.assert_close(loss.total, total)
     assert loss.mtp > 0 and loss.balance > 0
+    assert loss.balance == model.eval().loss(x).balance  # evaluation measures the same objective
+    model.train()
     load = model.expert_load().clone()
     padded = F.pad(x, (3, 2))
     documents = F.pad(torch.zeros_like(x), (3, 2), value=-1)
