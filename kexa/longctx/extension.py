@@ -35,7 +35,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,8 +52,7 @@ from kexa.train import Step, build_optimizers, fit, wsd
 COMPONENTS = ("rehearsal", "reasoning", "long")
 
 
-@dataclass(frozen=True)
-class StageLoss:
+class StageLoss(NamedTuple):
     """Scalars in nats per target: the minimised ``total`` and the loss of every component."""
 
     total: Tensor
@@ -68,7 +67,6 @@ class StageBatches:
     Args:
         streams: tokenised training documents by category, synthetic ones included.
         weights: the mixture of rehearsal, a weight per category.
-        haystack: categories whose text surrounds the facts of retrieval documents.
         whole: categories that long documents come from.
 
     Raises:
@@ -80,7 +78,6 @@ class StageBatches:
         tokenizer: Tokenizer,
         streams: Mapping[str, TokenizedDocuments],
         weights: Mapping[str, float],
-        haystack: str,
         whole: tuple[str, ...],
         config: ExtensionConfig,
         stage: ExtensionStage,
@@ -91,9 +88,7 @@ class StageBatches:
                 f"extension rows are {stage.rows}; give each of {', '.join(COMPONENTS)} at least 1"
             )
         self._length, self._stage, self._seed = stage.sequence_length, stage, seed
-        self._rehearsal = Mixture(
-            streams, weights, self._length, stage.rows["rehearsal"], seed
-        )
+        self._rehearsal = Mixture(streams, weights, self._length, stage.rows["rehearsal"], seed)
         self._long = [
             streams[category].document(i)
             for category in whole
@@ -104,8 +99,8 @@ class StageBatches:
                 f"no document has {self._length // 2} to {self._length} tokens; read more text or "
                 "change extension.stages"
             )
-        self._facts, self._text = Facts(tokenizer), streams[haystack].tokens
-        self._shortest, self._digits = config.shortest, config.digits
+        self._facts, self._text = Facts(tokenizer), streams[config.haystack].tokens
+        self._config = config
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """``input_ids``, ``document_ids`` (int64) and ``targets`` (bool), each [B, T], and
@@ -127,17 +122,16 @@ class StageBatches:
 
     def _reasoning_row(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """A row cut into 1, 2, 4, ... equal retrieval documents, none under ``shortest``."""
-        halvings = int(np.log2(self._length // self._shortest))
+        halvings = int(np.log2(self._length // self._config.shortest))
         parts = 2 ** int(rng.integers(halvings + 1))
+        length, digits = self._length // parts, self._config.digits
         made = [
-            retrieval_document(
-                self._facts, self._text, self._length // parts, self._stage.needles, self._digits, rng
-            )
+            retrieval_document(self._facts, self._text, length, self._stage.needles, digits, rng)
             for _ in range(parts)
         ]
         ids = torch.tensor([[i for document, _ in made for i in document]])
         targets = torch.tensor([[t for _, asked in made for t in asked]])
-        documents = torch.arange(parts).repeat_interleave(self._length // parts)
+        documents = torch.arange(parts).repeat_interleave(length)
         return _padded(ids, documents[None], targets, self._length)
 
     def _long_row(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,18 +285,3 @@ def loss_by_position(
     model.train(was_training)
     losses[0] = losses[1]  # the first token has no prediction
     return (losses / len(enough)).view(bins, -1).mean(1).numpy()
-
-
-def summary(rounds: list[Round]) -> list[dict[str, Any]]:
-    """One plain row per round: stage, round, steps, lowest accuracy and its length, gate."""
-    return [
-        {
-            "stage": r.stage,
-            "round": r.number,
-            "steps": len(r.steps),
-            "worst length": r.verdict.length,
-            "accuracy there": r.verdict.accuracy.estimate,
-            "green": r.verdict.green,
-        }
-        for r in rounds
-    ]

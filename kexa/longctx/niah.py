@@ -130,7 +130,9 @@ def _task(facts, text, length, depth, digits, distractors, rng) -> Task:
     if free < 0:
         raise ValueError(f"length={length} is {-free} tokens too short for facts and question")
     if free > len(text):
-        raise ValueError(f"length={length} needs {free} tokens of text, the haystack has {len(text)}")
+        raise ValueError(
+            f"length={length} needs {free} tokens of text, the haystack has {len(text)}"
+        )
     start = rng.integers(len(text) - free + 1)
     hay = text[start : start + free].tolist()
     places = [round(depth * free), *rng.integers(0, free + 1, size=distractors).tolist()]
@@ -164,9 +166,7 @@ def score(model: KexaForCausalLM, tasks: Sequence[Task], batch_tokens: int = 819
         same = [i for i, shape in enumerate(shapes) if shape == (prompt, answer)]
         rows = max(1, batch_tokens // (prompt + answer))
         for batch in (same[i : i + rows] for i in range(0, len(same), rows)):
-            ids_BT = torch.tensor(
-                [tasks[i].prompt + tasks[i].answer for i in batch], device=device
-            )
+            ids_BT = torch.tensor([tasks[i].prompt + tasks[i].answer for i in batch], device=device)
             hidden_BTD = model.hidden_states(ids_BT[:, :-1])
             guess_BA = model.lm_head(hidden_BTD[:, -answer:]).argmax(-1)
             hits[batch] = (guess_BA == ids_BT[:, -answer:]).all(-1).cpu().numpy()
