@@ -139,7 +139,13 @@ for name, (gain, low, high) in gains.items():
     )
     note = f"baseline {before[name]:.3f}"
     run.value(f"bytes per token, {name}", after[name], unit="bytes/token", note=note)
-    run.value(f"gain in bytes per token, {name}", gain, headline=name in REPORTED, note=interval)
+    run.value(
+        f"gain in bytes per token, {name}",
+        gain,
+        unit="share",
+        note=interval,
+        headline=name in REPORTED,
+    )
 
 # %%
 categories = list(heldout)
@@ -166,10 +172,11 @@ shares = {kind: [sum(used[c][p] for p in ps) for c in categories] for kind, ps i
 most = max(zip(shares["superwords"], categories, strict=True))
 
 # %%
+multiword = sum(parts[part] for part in merged["superwords"]) / config.vocab_size
 figure, (left, right) = plot.panels(2, width=6.0)
 plot.bars(
     {part: size / config.vocab_size for part, size in parts.items()},
-    title="A fifth of the ids are superwords",
+    title=f"{multiword:.0%} of the ids are superwords",
     ylabel="share of the vocabulary",
     ax=left,
 )
