@@ -2,7 +2,7 @@
 # make run     run every notebook headless: make run PROFILE=laptop ARGS="--from 05"
 # make test    lint, unit tests, all notebooks at smoke: what CI runs
 # make check   lint and notebook pairs only: seconds
-# make bench   kernel benchmarks on this machine
+# make bench   kernel benchmarks on this machine: make bench DEVICE=cuda
 # make clean   remove .venv, runs and caches
 
 PROFILE ?= smoke
@@ -34,7 +34,7 @@ test: check
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE))
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,4 @@
-"""The operations that decide the speed of the model: hybrid attention and the experts' grouped
-product.
+"""The operations that decide the model's speed: hybrid attention and the experts' product.
 
 Each operation is one function. Beside it live a reference that is meant to be read
 (``reference.py``, the specification the tests compare with), the path for CPUs in plain PyTorch and

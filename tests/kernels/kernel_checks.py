@@ -1,5 +1,4 @@
-"""What a kernel must satisfy, as functions: the tests, the planted faults and the notebook share
-them.
+"""What a kernel must satisfy, as functions that the tests and the planted faults share.
 
 Each check takes the operation under test and raises ``AssertionError`` with the case and the error.
 Inputs have unit scale (small inputs hide faults under any absolute tolerance), lie between fences

@@ -1,18 +1,13 @@
 """Window and global attention with grouped queries and packed documents.
 
-Both are causal softmax attention with scale 1/sqrt(K); they differ in which keys a query at t may
-see:
+Both are causal softmax attention with scale 1/sqrt(K); a query at t sees the keys at s where
 
     window:  t - window < s <= t      global:  s <= t      and always  document(s) == document(t)
 
-reported: three window layers (128 keys) to one global layer, 64 query heads on 8 key/value heads of
-size 128.
-reported: RoPE on window layers only; it is applied before this point, so these functions know no
-positions.
-inferred: the window counts the query's own key (the public implementations agree on 128 keys, self
-included).
-chosen: padding is an ordinary document with a negative id, so every row sees at least itself and no
-row is NaN.
+reported: three window layers (128 keys) to one global layer; 64 query heads on 8 key/value heads.
+reported: RoPE on window layers only; it is applied before, so nothing here knows positions.
+inferred: the window counts the query's own key; the public implementations agree on that.
+chosen: padding is a document with a negative id: every row sees at least itself, so none is NaN.
 
 Legend: B batch, T tokens, H query heads, G key/value heads (H a multiple of G), K head size.
 """

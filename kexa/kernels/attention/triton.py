@@ -2,19 +2,19 @@
 
 Forward (online softmax). For a tile of queries, walk over the key tiles that hold a visible key,
 from the window's start to the diagonal, keeping per query the largest score m, the sum l of
-exponentials, and the unnormalised output:
+exponentials (``total``) and the unnormalised output:
 
     m' = max(m, max_s S_s)     a = exp(m - m')     l' = a l + sum_s exp(S_s - m')     O' = a O + P V
 
-Saved for the backward pass: O and lse = m + log l. With P = exp(S - lse), D = rowsum(O * dO) and S
-= scale q k,
+Saved for the backward pass: O and lse = m + log l. With P = exp(S - lse), D = rowsum(O * dO) and
+S = scale q k,
 
     dV = P^T dO     dP = dO V^T     dS = P * (dP - D)     dQ = scale dS K     dK = scale dS^T Q
 
 * ``_backward_q`` owns a tile of queries, walks keys as the forward does, and leaves D for
 * ``_backward_kv``, which owns a tile of keys and walks the queries of all R heads that share it:
-gradients of
-  grouped heads are summed in registers, without atomics, so equal inputs give equal bits.
+  gradients of grouped heads are summed in registers, without atomics, so equal inputs give equal
+  bits.
 
 Scores are kept in base 2 (exp2 is the hardware's instruction): scale carries log2(e), lse is in
 bits. Window attention and global attention are the same kernels; global is window = T.

@@ -1,5 +1,4 @@
-"""Grouped GEMM: every expert's matrix times the rows routed to it, whatever their number
-(dropless).
+"""Grouped GEMM: every expert's matrix times the rows routed to it, whatever their number.
 
     y[n] = w[e(n)] @ x[n]          e(n): the expert whose row range holds n
 
