@@ -59,8 +59,8 @@ def train_baseline(corpora: Corpora, config: TokenizerConfig) -> Tokenizer:
         corpora: documents by category; the categories in ``BASELINE_CATEGORIES`` are read.
 
     Raises:
-        ValueError: unknown category, no text, a document that is not valid Unicode, or too
-            little text.
+        ValueError: unknown category, no text, a document that is not valid Unicode, a vocabulary
+            too small for its parts, or too little text for its size.
     """
     corpora = _checked(corpora)
     if not set(corpora) & set(BASELINE_CATEGORIES):
@@ -68,6 +68,7 @@ def train_baseline(corpora: Corpora, config: TokenizerConfig) -> Tokenizer:
             f"the baseline reads {', '.join(BASELINE_CATEGORIES)}; the corpora hold only "
             f"{', '.join(corpora)}"
         )
+    budget(config)  # refuses a vocabulary that is too small
     texts = _texts(corpora, BASELINE_CATEGORIES)
     return bpe.train(texts, baseline_size(config), BASELINE_WORDS, "NFKC")
 
@@ -88,7 +89,7 @@ def train_tokenizer(
     """
     corpora = _checked(corpora)
     sizes = budget(config, corpora)
-    for group in set(SUPERWORD_GROUPS) - set(sizes.superwords):
+    for group in (g for g in SUPERWORD_GROUPS if g not in sizes.superwords):
         warnings.warn(
             f"no text for superwords in {group!r}; the other groups share them", stacklevel=2
         )

@@ -216,6 +216,12 @@ def test_bad_text_is_a_clear_error(corpora, message, config):
         train_baseline(corpora, config)
 
 
+@pytest.mark.parametrize("train", [train_baseline, train_tokenizer])
+def test_a_vocabulary_too_small_is_a_clear_error(train, corpora, config):
+    with pytest.raises(ValueError, match="vocab_size=400 leaves .* raise vocab_size"):
+        train(corpora, replace(config, vocab_size=400))
+
+
 def test_an_empty_category_is_skipped_by_name(corpora, config):
     with pytest.warns(UserWarning, match="category 'vi' has no text and is skipped"):
         train_tokenizer(corpora | {"vi": ["", ""]}, config)
