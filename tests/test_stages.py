@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -184,3 +185,11 @@ def test_every_notebook_has_its_row_and_every_row_its_notebook():
     stages.table.cache_clear()
     found = sorted(path.stem for path in stages.NOTEBOOKS.glob("[0-9][0-9]_*.py"))
     assert list(stages.table()) == found
+
+
+def test_the_table_names_what_the_notebooks_read_and_no_more():
+    stages.table.cache_clear()
+    for stage in stages.table().values():
+        code = stages.code_cells(stage.source.read_text(encoding="utf-8"))
+        assert set(stage.sections) == set(re.findall(r"run\.config\.(\w+)", code)), stage.name
+        assert set(stage.needs) <= set(re.findall(r"\"(\d\d_\w+)\"", code)), stage.name
