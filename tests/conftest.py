@@ -5,10 +5,14 @@ Skips are listed in tests/SKIPS.md with the condition that ends them; there are 
 
 from __future__ import annotations
 
+import hypothesis
 import matplotlib
 import pytest
 
 matplotlib.use("agg")
+# Same examples on every run, and no time limit on one: a busy machine is not a wrong result.
+hypothesis.settings.register_profile("kexa", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("kexa")
 
 
 def pytest_collection_modifyitems(items):
