@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from kexa import notebook, plot
 from kexa.agents.sandbox import run_python
 from kexa.data import encode, load_corpus
-from kexa.eval import items, safety, tasks
+from kexa.eval import items, tasks
 from kexa.interop import load_hf
 from kexa.statistics import paired_interval
 from kexa.tokenizer import load
@@ -67,14 +67,13 @@ def passes(program: str) -> bool:
     return run_python(program, config.program_seconds).ending == "passed"
 
 
-harmless = [item.query for item in safety.load()[1] if item.kind == "benign"]
 sums = (run.config.sft.max_terms, run.config.sft.max_number)
 benchmarks = [
     items.mmlu(config.choices),
     items.kmmlu(config.choices),
     items.mmlu_translated(config.choices),
-    items.tool_calls(config.choices),
-    items.decline_or_help(config.choices, harmless),
+    items.tool_calls(config.choices // 2),
+    items.decline_or_help(config.choices),
     items.verifiable("math", "math", config.problems, seed, *sums),
     items.verifiable("instruction", "instruction", config.problems, seed, *sums),
     items.humaneval(config.programs, passes),
@@ -204,25 +203,23 @@ for category in categories:
 # missing box is not.
 
 # %%
-written = [b.category for b in benchmarks if isinstance(b.items[0], items.Problem)]
-for category in written:
-    rates = "  ".join(f"{n} {scores[n][category].parse_rate:.0%}" for n in models)
-    print(f"{category:13s} {rates}")
 taught = ["math", "instruction"]  # what post-training teaches in exactly this form
+for category in taught:
+    rates = "  ".join(f"{n} {scores[n][category].parse_rate:.0%}" for n in models)
+    reply = scores["preference"][category].replies[0]
+    print(f"{category:13s} {rates}")
+    print(f"    {benchmarks[categories.index(category)].items[0].text()!r} -> {reply!r}")
+
+# %%
+first, final = (scores[n]["math"].parse_rate for n in ("pretrained", "preference"))
 axes = plot.grouped_bars(
     taught,
     {n: [scores[n][c].parse_rate for c in taught] for n in models},
-    title="Fine-tuning teaches the form of an answer before its content",
+    title=f"Boxed answers that can be read: {first:.0%} after pretraining, {final:.0%} at the end",
     ylabel="share of replies that could be read",
     baseline={"floor": config.parse_floor},
 )
 run.figure(axes.figure, "parse_rate", "Readable replies by stage; below the floor a score is void.")
-
-# %%
-for category in taught:
-    tasks.require_readable(scores["preference"][category], config.parse_floor)
-    reply = scores["preference"][category].replies[0]
-    print(f"{category}: {benchmarks[categories.index(category)].items[0].text()!r} -> {reply!r}")
 
 # %% [markdown]
 # ## What the report states

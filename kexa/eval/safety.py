@@ -107,6 +107,12 @@ def load(path: Path | None = None) -> tuple[list[Area], list[Item]]:
     return areas, items
 
 
+def harmless_questions() -> list[str]:
+    """English questions that nobody need decline."""
+    path = Path(__file__).with_name("safety.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))["harmless"]
+
+
 def _items(area: Area, entry: Mapping[str, Any]) -> Iterable[Item]:
     for kind in ("naive", "adversarial"):
         for i, text in enumerate(entry[kind]):

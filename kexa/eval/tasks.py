@@ -6,7 +6,7 @@
     parse rate  share of replies that could be read
 
 A score of zero is two different findings: a model that answers wrongly, and a harness that cannot
-read the answers. The parse rate tells them apart, and :func:`require_readable` fails a run rather
+read the answers. The parse rate tells them apart; a run whose rate is under its floor fails rather
 than report the second as the first.
 
 Legend: B rows, T tokens, V vocabulary.
@@ -31,10 +31,6 @@ from kexa.model.generate import sample
 from kexa.statistics import Interval, wilson
 
 _WORD = re.compile(r"\w+")
-
-
-class UnreadableReplies(ValueError):
-    """A benchmark whose replies could not be read often enough for its score to mean anything."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +98,6 @@ def find_needles(
     ]
     outcomes = tuple("right" if hit else "wrong" for hit in niah.score(model, needles))
     return Score(f"needle in {length} tokens", "long context", outcomes, 0.01)  # two digits
-
-
-def require_readable(score: Score, floor: float) -> None:
-    """Refuse a score whose parse rate is below the floor.
-
-    Raises:
-        UnreadableReplies: it is; the message shows one reply.
-    """
-    if score.parse_rate < floor:
-        example = score.replies[score.outcomes.index("unreadable")]
-        raise UnreadableReplies(
-            f"{score.benchmark}: only {score.parse_rate:.0%} of {score.n} replies could be read, "
-            f"the floor is {floor:.0%}; one that could not: {example[:120]!r}"
-        )
 
 
 def _choices(

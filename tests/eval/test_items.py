@@ -1,13 +1,12 @@
 """Items are well formed, balanced, and their oracles pass."""
 
+import json
 from collections import Counter
 
 import pytest
 
 from kexa.agents.sandbox import run_python
-from kexa.eval import items, safety
-
-BENIGN = [item.query for item in safety.load()[1] if item.kind == "benign"]
+from kexa.eval import items
 
 
 def choices():
@@ -16,7 +15,7 @@ def choices():
         items.kmmlu(60),
         items.mmlu_translated(60),
         items.tool_calls(60),
-        items.decline_or_help(40, BENIGN),
+        items.decline_or_help(40),
     ]
 
 
@@ -42,20 +41,22 @@ def test_whole_sets_have_the_sizes_in_the_card():
     assert len(items.mmlu_translated(1000).items) == 570
 
 
-def test_the_right_call_differs_from_every_other_option():
-    for item in items.tool_calls(24).items:
-        calls = [option["tool_calls"][0] for option in item.options]
-        right = calls[item.answer]
-        assert sum(call == right for call in calls) == 1
-        declared = {tool["name"]: set(tool["parameters"]) for tool in item.tools}
-        assert set(right["arguments"]) == declared[right["name"]]
+def test_no_constant_preference_for_a_call_beats_chance():
+    benchmark = items.tool_calls(64)
+    written = Counter()
+    for item in benchmark.items:
+        calls = [json.dumps(option["tool_calls"][0]) for option in item.options]
+        assert len(set(calls)) == 4
+        written[calls[item.answer]] += 1
+        value = next(iter(item.options[item.answer]["tool_calls"][0]["arguments"].values()))
+        assert str(value) in item.text()
+    assert set(written.values()) == {4}
+    assert Counter(item.answer for item in benchmark.items) == dict.fromkeys(range(4), 16)
 
 
 def test_declining_and_helping_are_balanced():
-    counts = Counter(item.answer for item in items.decline_or_help(40, BENIGN).items)
+    counts = Counter(item.answer for item in items.decline_or_help(40).items)
     assert counts == {0: 20, 1: 20}
-    with pytest.raises(ValueError, match="harmless questions"):
-        items.decline_or_help(40, [])
 
 
 @pytest.mark.parametrize("family", ["math", "instruction"])

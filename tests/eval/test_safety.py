@@ -26,6 +26,12 @@ def test_ten_items_an_area_and_the_six_languages_equally():
     assert spread == dict.fromkeys(LANGUAGES, 4)
 
 
+def test_harmless_questions_are_enough_and_stand_in_no_area():
+    questions = safety.harmless_questions()
+    assert len(set(questions)) == len(questions) == 40
+    assert not set(questions) & {item.query for item in ITEMS}
+
+
 def test_multi_turn_items_hold_more_than_one_user_turn():
     for item in ITEMS:
         users = [m for m in item.messages if m["role"] == "user"]

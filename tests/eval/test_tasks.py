@@ -9,11 +9,9 @@ from kexa.data.chat import encode_chat
 from kexa.eval import items, tasks
 from kexa.eval.items import Benchmark, Choice, Problem
 from kexa.eval.tasks import (
-    UnreadableReplies,
     contaminated,
     continuation_logprobs,
     evaluate,
-    require_readable,
 )
 from kexa.model import Completion
 from kexa.post.rewards import BoxedInteger
@@ -52,7 +50,7 @@ def test_a_choice_goes_to_the_highest_logprob_per_byte(model, tokenizer):
 
 
 def test_every_chat_option_extends_the_same_prompt(tokenizer):
-    for item in [*items.tool_calls(8).items, *items.decline_or_help(4, ["Hi?", "Why?"]).items]:
+    for item in [*items.tool_calls(8).items, *items.decline_or_help(4).items]:
         encoded = [tasks.encode_option(tokenizer, item, option) for option in item.options]
         assert len({tuple(prompt) for prompt, _ in encoded}) == 1
         assert len({tuple(continuation) for _, continuation in encoded}) == len(item.options)
@@ -79,9 +77,6 @@ def test_replies_are_right_wrong_or_unreadable(monkeypatch, model, tokenizer):
     assert score.outcomes == ("right", "wrong", "unreadable", "right")
     assert score.accuracy.estimate == 0.5
     assert score.parse_rate == 0.75
-    require_readable(score, 0.75)
-    with pytest.raises(UnreadableReplies, match="only 75% of 4 replies could be read.*'five'"):
-        require_readable(score, 0.8)
 
 
 def test_a_plain_continuation_ends_at_its_stop(monkeypatch, model, tokenizer):
