@@ -125,7 +125,7 @@ class SparseMoE(nn.Module):
         )
         out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
         mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
-        if self.training:
+        if self.training and torch.is_grad_enabled():  # not while a policy in training samples
             counted_NE = hits_NE if real_BT is None else hits_NE * real_BT.flatten()[:, None]
             self.load_E += counted_NE.sum(0)
         if balance is not None:
