@@ -51,8 +51,7 @@ model = load_hf(notebook.require(run, "06_sft") / "model").to(run.device)
 # {\mathrm{std}_k A_{\text{group},k}}$$
 #
 # A group that is all right or all wrong says nothing and is dropped. By hand: of three groups of
-# four, the second is dropped; one right answer among three is worth as much as the rarity of its
-# success says.
+# four, the second is dropped, and a lone right answer weighs more than one of two:
 
 # %%
 example = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]])
@@ -137,7 +136,6 @@ for it in agapo.train(
         "response tokens": sum(lengths) / len(lengths),
         "unreadable": sum(v.outcome == "unreadable" for row in it.verdicts for v in row)
         / len(lengths),
-        "truncated weights": torch.cat(it.ratios).gt(config.epsilon).float().mean().item(),
     }
     run.log("train", it.step, **record)
     history.append((it, record))
@@ -228,7 +226,10 @@ ax = plot.histogram(
 )
 ax.set_yscale("log")
 run.figure(ax.figure, "ratios", caption="Importance ratio of every token by update within a batch.")
+truncated = torch.cat(list(by_update.values())).gt(config.epsilon).float().mean().item()
 run.value("largest deviation of an on-policy ratio from 1", on_policy)
+run.value("share of truncated weights", truncated)
+print(f"{truncated:.2%} of the weights are truncated")
 
 # %% [markdown]
 # ## What the groups say

@@ -7,11 +7,12 @@ after the last user message, earlier turns get the empty block. Tool calls are J
 inside an open think block, or after an empty one with thinking off. chosen (not published): content
 is trimmed where it meets a think block, a newline separates content from tool calls, a message's
 reasoning is its ``reasoning_content``.
- The loss mask is written into the template with the ``{% generation %}`` tag that ``transformers``
-understands
-too: it covers exactly what the model has to produce, the closing ``<|endofturn|>`` included, and
-not the parts a generation prompt supplies.
- Markup and content are kept apart. Every ``{{ expression }}`` of the template is content,
+
+The loss mask is written into the template with the ``{% generation %}`` tag that ``transformers``
+understands too: it covers exactly what the model has to produce, the closing ``<|endofturn|>``
+included, and not the parts a generation prompt supplies.
+
+Markup and content are kept apart. Every ``{{ expression }}`` of the template is content,
 everything else is markup, and only markup can become special tokens: a user who types
 ``<|endofturn|>`` gets its characters. A tokenizer applied to the rendered string (the stock path)
 gives the same ids whenever no content spells a special token.

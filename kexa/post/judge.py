@@ -1,15 +1,15 @@
-"""Preference rewards: rules where a prompt has one, and a judge's rubric scores over several
-dimensions.
+"""Preference rewards: a rule where a prompt has one, and a judge's scores on a rubric.
 
     r_pref = rule_weight * verdict + (1 - rule_weight) * mean of the judge's scores
 
 reported: preference rewards combine rule-based rewards and rubric-based generative rewards scored
 over several dimensions; rubrics and weights are not published. chosen: the dimensions below, their
 equal weight, and that a prompt without a rule is scored by the rubric alone.
- A judge is a function ``(request, response, dimensions) -> {dimension: score in [0, 1]}``.
+
+A judge is a function ``(request, response, dimensions) -> {dimension: score in [0, 1]}``.
 :func:`rule_judge` needs no model: it measures surface properties, which is what a model of this
 size can still get wrong. It does not know whether a reply is true or kind. :class:`EndpointJudge`
-asks any OpenAI-compatible server and is what the larger profiles use.
+puts the same questions to a language model behind any OpenAI-compatible server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Rules that score an answer: verifiable rewards for reinforcement learning.
- Every check takes the answer (the text after the think block) and returns a :class:`Verdict`. An
-answer is right, wrong, or not in a form the check can read: the three are counted apart, because a
-policy that forgets the format and one that cannot add need different remedies. Checks never raise,
-whatever the text.
+
+Every check takes the answer (the text after the think block) and returns a :class:`Verdict`: right,
+wrong, or not in a form the check can read. The three are counted apart, because a policy that
+forgets the format and one that cannot add need different remedies. Checks never raise, whatever
+the text.
 
 reported: rule-based verifiers; for instruction following the reward is 1 only if every constraint
 holds; rewards lie in [0, 1]; mathematical answers stand in ``\\boxed{}``.

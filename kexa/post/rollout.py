@@ -4,7 +4,8 @@
     attempt            tasks -> groups and the verdict of each task's rule on each response
     collate            groups -> one padded batch
     response_logprobs  the same log-probabilities under a model in training, with gradient
- The sampler decodes with a cache, row by row; the trainer reads whole sequences. Both take the
+
+The sampler decodes with a cache, row by row; the trainer reads whole sequences. Both take the
 log-softmax of fp32 logits at the sampling temperature, so with equal weights they agree to
 rounding, and an importance ratio that differs from 1 means that the policy moved.
 

@@ -1,5 +1,4 @@
-"""Supervised fine-tuning data: conversations in two modes, packed, with loss on what the assistant
-says.
+"""Supervised fine-tuning data: two modes, packed, with loss on what the assistant says.
 
     tasks with worked reasoning      -> think block and answer       (reasoning mode)
     the same kinds of task, answer only; dialogues; tool use         (non-reasoning mode)
@@ -7,8 +6,7 @@ says.
 reported: SFT precedes reinforcement learning; EXAONE 4.0, whose pipeline it inherits, mixes
 reasoning and non-reasoning tokens 1.5 : 1. inferred: one model serves both modes, told apart by an
 open or an empty think block. chosen: the ratio counts tokens that carry loss; conversations are
-packed whole into rows and never see each other; a conversation longer than a row is left out and
-counted.
+packed whole into rows and never see each other; a conversation longer than a row is left out.
 
 B rows of a batch   T positions
 """
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from kexa.data import sources
 from kexa.data.chat import Message, encode_chat
-from kexa.model import KexaForCausalLM
+from kexa.model import KexaForCausalLM, Loss
 
 DIALOGUE_CARD = "chatterbot-dialogues"
 _DIALOGUE_FOLDERS = {
@@ -97,8 +95,7 @@ def encode_examples(
 
 
 def balance(encoded: Mapping[bool, Sequence[Encoded]], ratio: float, seed: int) -> list[Encoded]:
-    """Both modes in a seeded order, the larger one cut so that their loss tokens stand ``ratio`` to
-    1.
+    """Both modes in a seeded order, the larger one cut until loss tokens stand ``ratio`` to 1.
 
     Raises:
         ValueError: a mode without conversations.
@@ -181,7 +178,7 @@ class PackedChats:
         }
 
 
-def chat_loss(model: KexaForCausalLM, batch: Mapping[str, Tensor]):
+def chat_loss(model: KexaForCausalLM, batch: Mapping[str, Tensor]) -> Loss:
     """The model's training loss with assistant tokens as the only targets."""
     return model.loss(batch["input_ids"], batch["document_ids"], batch["loss_mask"])
 
