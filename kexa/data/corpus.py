@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from platform import python_version_tuple
@@ -74,10 +74,6 @@ class Corpus:
     heldout: dict[str, list[Document]]
     intake: list[Intake] = field(default_factory=list)
 
-    def texts(self, category: str) -> list[str]:
-        """The training texts of one category."""
-        return [d.text for d in self.train[category]]
-
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that ``config`` describes, from the cache when it was built before.
@@ -92,27 +88,31 @@ def load_corpus(config: DataConfig) -> Corpus:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            documents, intake = build(config, cards)
-            head = {"intake": [asdict(i) for i in intake], "documents": len(documents)}
-            lines = [json.dumps(x, ensure_ascii=False) for x in (head, *map(asdict, documents))]
-            write_atomic(path, "\n".join(lines) + "\n")
-        lines = path.read_text(encoding="utf-8").split("\n")
-    try:
-        head = json.loads(lines[0])
-        intake = [Intake(**i) for i in head["intake"]]
-        documents = [Document(**json.loads(line)) for line in lines[1:-1]]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise _corrupt(path, str(error)) from error
-    if len(documents) != head["documents"]:
-        raise _corrupt(path, f"{len(documents)} documents, expected {head['documents']}")
+            _write(path, *build(config, cards))
+        data = path.read_bytes()
+    head, _, body = data.partition(b"\n")
+    if (
+        len(head) < 64
+        or head[:64].decode("latin-1") != hashlib.sha256(head[64:] + body).hexdigest()
+    ):
+        raise SourceError(
+            f"cached corpus {path} is corrupt: it is not what was written; delete it and run again"
+        )
+    intake = [Intake(**i) for i in json.loads(head[64:])]
+    documents = [Document(**json.loads(line)) for line in body.splitlines()]
     return split(documents, intake, config.heldout_share)
 
 
-def _corrupt(path: Path, why: str) -> SourceError:
-    return SourceError(f"cached corpus {path} is corrupt ({why}); delete it and run again")
+def _write(path: Path, documents: Sequence[Document], intake: Sequence[Intake]) -> None:
+    """JSON lines, intake and then documents; before them the sha256 of all the rest."""
+    head = json.dumps([asdict(i) for i in intake]).encode()
+    body = b"".join(
+        json.dumps(asdict(d), ensure_ascii=False).encode("utf-8") + b"\n" for d in documents
+    )
+    write_atomic(path, hashlib.sha256(head + body).hexdigest().encode() + head + b"\n" + body)
 
 
-def build(config: DataConfig, cards: Iterable[Card]) -> tuple[list[Document], list[Intake]]:
+def build(config: DataConfig, cards: Sequence[Card]) -> tuple[list[Document], list[Intake]]:
     """Read, filter, deduplicate and cut. Documents come out grouped by category, in hash order."""
     seen: set[str] = set()
     filled: Counter[str] = Counter()

@@ -91,39 +91,8 @@ def load_card(name: str, folder: Path | None = None) -> Card:
             f"data source {name!r} has no card data_cards/{name}.md; cards exist for: {known}"
         )
     raw = path.read_bytes()
-    text = raw.decode("utf-8")
-    parts = text.split("---\n", 2)
-    if len(parts) != 3 or parts[0]:
-        raise SourceError(
-            f"data_cards/{name}.md must open with YAML front matter between two '---' lines"
-        )
-    try:
-        meta = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        raise SourceError(
-            f"data_cards/{name}.md: front matter is not valid YAML: {error}"
-        ) from error
-    for field in _FIELDS:
-        if not isinstance(meta, dict) or not meta.get(field):
-            raise SourceError(f"data_cards/{name}.md: front matter lacks {field!r}")
+    meta = _front_matter(f"data_cards/{name}.md", raw.decode("utf-8"))
     block = meta["kexa"]
-    for field in _KEXA_FIELDS:
-        if not isinstance(block, dict) or field not in block:
-            raise SourceError(f"data_cards/{name}.md: the kexa block lacks {field!r}")
-    if block["kind"] not in KINDS:
-        raise SourceError(
-            f"data_cards/{name}.md: kind {block['kind']!r} is not one of {', '.join(KINDS)}"
-        )
-    if block["origin"] not in ORIGINS:
-        raise SourceError(
-            f"data_cards/{name}.md: origin {block['origin']!r} is not one of {', '.join(ORIGINS)}"
-        )
-    if block["kind"] == "wheel" and not block.get("sha256"):
-        raise SourceError(f"data_cards/{name}.md: a wheel must be pinned by 'sha256'")
-    for section in SECTIONS:
-        body = parts[2].partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-        if not body.strip():
-            raise SourceError(f"data_cards/{name}.md: section '## {section}' is missing or empty")
     languages = meta["language"]
     return Card(
         name=name,
@@ -139,6 +108,36 @@ def load_card(name: str, folder: Path | None = None) -> Card:
         categories={k: int(v) for k, v in (block["categories"] or {}).items()},
         digest=hashlib.sha256(raw).hexdigest(),
     )
+
+
+def _front_matter(name: str, text: str) -> dict:
+    """The YAML of a card, after every check that the card is complete."""
+    parts = text.split("---\n", 2)
+    if len(parts) != 3 or parts[0]:
+        raise SourceError(f"{name} must open with YAML front matter between two '---' lines")
+    try:
+        meta = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise SourceError(f"{name}: front matter is not valid YAML: {error}") from error
+    for field in _FIELDS:
+        if not isinstance(meta, dict) or not meta.get(field):
+            raise SourceError(f"{name}: front matter lacks {field!r}")
+    block = meta["kexa"]
+    for field in _KEXA_FIELDS:
+        if not isinstance(block, dict) or field not in block:
+            raise SourceError(f"{name}: the kexa block lacks {field!r}")
+    for field, allowed in (("kind", KINDS), ("origin", ORIGINS)):
+        if block[field] not in allowed:
+            raise SourceError(
+                f"{name}: {field} {block[field]!r} is not one of {', '.join(allowed)}"
+            )
+    if block["kind"] == "wheel" and not block.get("sha256"):
+        raise SourceError(f"{name}: a wheel must be pinned by 'sha256'")
+    for section in SECTIONS:
+        body = parts[2].partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        if not body.strip():
+            raise SourceError(f"{name}: section '## {section}' is missing or empty")
+    return meta
 
 
 def files(card: Card) -> Mapping[str, bytes]:

@@ -76,10 +76,18 @@ def test_adding_documents_moves_none_to_the_other_side():
 def test_a_corrupt_built_corpus_is_named_with_the_remedy(two_sources):
     load_corpus(two_sources)
     [path] = (sources.cache_dir() / "corpus").glob("*.jsonl")
-    whole = path.read_text()
-    for broken in (whole[:-40], whole[: len(whole) // 2], whole[:20], "", whole.replace("{", "[")):
-        path.write_text(broken)
-        with pytest.raises(SourceError, match=r"is corrupt .*delete it and run again"):
+    whole = path.read_bytes()
+    flipped = whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:]
+    for broken in (
+        whole[:-40],
+        whole[: len(whole) // 2],
+        whole[:20],
+        b"",
+        b"\xff" + whole,
+        flipped,
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(SourceError, match=r"is corrupt.*delete it and run again"):
             load_corpus(two_sources)
 
 
