@@ -1,5 +1,8 @@
-"""The ``kexa`` command: ``doctor``, ``run``, ``notebooks``. Exit codes: 0, 1 a notebook or a check
-failed, 2 a bad argument, config or output directory, 130 interrupted."""
+"""The ``kexa`` command: ``doctor``, ``data``, ``run``, ``notebooks``.
+
+Exit codes: 0, 1 a notebook or a check failed, 2 a bad argument, config, data source or output
+directory, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     doctor = commands.add_parser("doctor", help="what will be used on this machine, and why")
     doctor.add_argument("--profile", default="smoke", help="default: %(default)s")
+
+    data = commands.add_parser("data", help="fetch the sources; what was kept of each, and why not")
+    data.add_argument("--profile", default="smoke", help="default: %(default)s")
 
     run = commands.add_parser("run", help="run the notebooks that are not up to date")
     run.add_argument("--profile", default="smoke", help="a file in configs/, or a .toml path")
@@ -66,6 +72,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from kexa.doctor import report
 
     for line in report(options.profile):
+        print(line)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from kexa import config
+    from kexa.data.corpus import intake_table, load_corpus
+
+    for line in intake_table(load_corpus(config.load(options.profile).data)):
         print(line)
     return 0
 
@@ -136,7 +151,7 @@ def _literal(text: str) -> int | float | str:
     return text
 
 
-COMMANDS = {"doctor": _doctor, "run": _run, "notebooks": _notebooks}
+COMMANDS = {"doctor": _doctor, "data": _data, "run": _run, "notebooks": _notebooks}
 
 if __name__ == "__main__":
     sys.exit(main())

