@@ -172,7 +172,7 @@ def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_num
 
 
 def _draw_repeat(rng: random.Random, language: str) -> Task:
-    word, times = _word(rng, language), rng.randint(2, 4)
+    word, times = _word(rng, language), rng.randint(2, 3)
     prompt = _REPEAT[language].format(word=word, count=times)
     answer = " ".join([word] * times)
     return _instruction(language, f"{times} x {word}", prompt, RepeatedWord(word, times), answer)
@@ -180,7 +180,7 @@ def _draw_repeat(rng: random.Random, language: str) -> Task:
 
 def _draw_list(rng: random.Random, language: str) -> Task:
     kind = rng.choice(list(_THINGS[language]))
-    count = rng.randint(2, 4)
+    count = rng.randint(2, 3)
     prompt = _LIST[language].format(kind=kind, count=count)
     entries = rng.sample(_THINGS[language][kind].split(), count)
     answer = ("、" if language == "ja" else ", ").join(entries)
