@@ -180,7 +180,7 @@ def _draw_repeat(rng: random.Random, language: str) -> Task:
 
 def _draw_list(rng: random.Random, language: str) -> Task:
     kind = rng.choice(list(_THINGS[language]))
-    count = rng.randint(2, 3)
+    count = rng.randint(2, 4)
     prompt = _LIST[language].format(kind=kind, count=count)
     entries = rng.sample(_THINGS[language][kind].split(), count)
     answer = ("、" if language == "ja" else ", ").join(entries)

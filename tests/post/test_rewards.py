@@ -69,4 +69,4 @@ def test_no_constant_answer_earns_much(family):
     constants = ["", "0", "\\boxed{}", "\\boxed{0}", "\\boxed{5}", "a", "a, b", "a, b, c", "yes."]
     for answer in constants:
         share = sum(t.check(answer).reward for t in drawn) / len(drawn)
-        assert share < 0.2, (answer, share)
+        assert share < 0.15, (answer, share)
