@@ -37,6 +37,7 @@ PREFERENCE = PreferenceConfig(
     group_size=4,
     rule_weight=0.5,
     judge="rules",
+    judge_model="",
     temperature=1.0,
     max_new_tokens=14,
     batch_prompts=3,
