@@ -150,9 +150,7 @@ print(f"short-context loss before: {pooled(short_before, short):.3f} nats/token"
 streams = training_streams(vocabulary, corpus, pretrain, seed)
 rehearsal = pretrain.mixtures[list(pretrain.mixtures)[-1]]
 batches = {
-    name: StageBatches(
-        vocabulary, streams, rehearsal, tuple(corpus.train), config, stage, seed + i
-    )
+    name: StageBatches(vocabulary, streams, rehearsal, tuple(corpus.train), config, stage, seed + i)
     for i, (name, stage) in enumerate(stages.items())
 }
 for name, stage in stages.items():
