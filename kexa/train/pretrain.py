@@ -136,12 +136,10 @@ def validate(model: KexaForCausalLM, sets: Mapping[str, HeldOut]) -> dict[str, f
     was_training = model.training
     model.eval()
     device = model.lm_head.weight.device
-    losses = {
-        category: float(
-            model.loss(rows.input_ids.to(device), rows.document_ids.to(device)).next_token
-        )
-        for category, rows in sets.items()
-    }
+    losses = {}
+    for category, rows in sets.items():
+        batch = rows.input_ids.to(device), rows.document_ids.to(device)
+        losses[category] = float(model.loss(*batch, mtp_weight=0.0).next_token)
     model.train(was_training)
     return losses
 
