@@ -222,9 +222,9 @@ axes = plot.grouped_bars(
 run.figure(axes.figure, "acceptance", "Accepted drafts by category of the prompt.")
 
 # %% [markdown]
-# Two things make a small model easy to draft for. Its distributions are broad, close to word
-# frequencies, and two broad distributions overlap; and decoded greedily it repeats itself. Along
-# the continuation:
+# A small model is easy to draft for at temperature 1: its distributions are broad, close to word
+# frequencies, and two broad distributions overlap. Temperature 0 asks for the same single token.
+# Along the continuation:
 
 # %%
 width = max(1, config.new_tokens // 6)
