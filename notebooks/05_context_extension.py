@@ -89,9 +89,9 @@ print(f"{len(example.prompt)} + {len(example.answer)} tokens")
 
 
 # %%
-def probe(tasks_seed: int, distractors: int = 0) -> niah.Grid:
+def probe(tasks_seed: int, lengths=config.probe_lengths, distractors: int = 0) -> niah.Grid:
     return niah.measure(
-        model, vocabulary, held, config.probe_lengths, config.probe_depths, config.probe_trials,
+        model, vocabulary, held, lengths, config.probe_depths, config.probe_trials,
         tasks_seed, config.digits, distractors,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def heat_map(grid: niah.Grid, when: str) -> None:
     accuracy = grid.at(target)
     ax = plot.heatmap(
         grid.accuracy,
-        f"{when}: {accuracy.estimate:.0%} of needles found at {target} tokens",
+        f"{when.capitalize()}: {accuracy.estimate:.0%} of needles found at {target} tokens",
         "length (tokens)",
         "depth of the needle (0 = beginning)",
         xticks=grid.lengths,
@@ -115,7 +115,8 @@ def heat_map(grid: niah.Grid, when: str) -> None:
 
 # %%
 MAPS = 1_000_000 + seed  # tasks of the maps; the gate's tasks have seeds of their own
-before, hard_before = probe(MAPS), probe(MAPS, config.probe_distractors)
+before = probe(MAPS)
+hard_before = probe(MAPS, (target,), config.probe_distractors).at(target)
 heat_map(before, "before extension")
 
 # %% [markdown]
@@ -226,19 +227,34 @@ run.figure(ax.figure, "loss", caption="Loss by component; grey lines end a round
 
 # %%
 after = maps[f"after the {list(stages)[-1]} stage"]
-hard_after = probe(MAPS, config.probe_distractors)
-series = {when: [grid.at(n).estimate for n in grid.lengths] for when, grid in maps.items()}
-bands = {when: [grid.at(n)[1:] for n in grid.lengths] for when, grid in maps.items()}
-ax = plot.grouped_bars(
-    [f"{n} tokens" for n in before.lengths],
+hard_after = probe(MAPS, (target,), config.probe_distractors).at(target)
+series, bands = {}, {}
+for when, grid in maps.items():
+    accuracies = [grid.at(n) for n in grid.lengths]
+    series[when] = (grid.lengths, [a.estimate for a in accuracies])
+    bands[when] = ([a.low for a in accuracies], [a.high for a in accuracies])
+ax = plot.lines(
     series,
     f"At {target} tokens {before.at(target).estimate:.0%} of needles were found before, "
     f"{after.at(target).estimate:.0%} after",
+    "length (tokens, logarithmic)",
     "share of needles found",
-    intervals=bands,
-    baseline={"guessing": 10.0**-config.digits},
+    bands=bands,
+    hlines={"guessing": 10.0**-config.digits},
+    logx=True,
 )
 run.figure(ax.figure, "niah_by_length", caption="NIAH pooled over depths, 95% Wilson intervals.")
+
+# %% [markdown]
+# A stage may reach further than it trained: with no positions to outgrow, a global layer that has
+# learned what to look for only has to find it among more tokens.
+
+# %%
+for name, stage in stages.items():
+    untrained = [n for n in before.lengths if n > stage.sequence_length]
+    for n in untrained:
+        print(f"{name} stage, {stage.sequence_length} tokens at most, probed at {n}: ", end="")
+        print(maps[f"after the {name} stage"].at(n))
 
 # %%
 found, found_before = after.at(target), before.at(target)
@@ -273,10 +289,10 @@ for name, stage in stages.items():
 # part of the gate.
 
 # %%
-for when, grid in {"before": hard_before, "after": hard_after}.items():
-    run.value(f"multi-key NIAH at {target} tokens {when}", grid.at(target).estimate, unit="share")
-    cells = "  ".join(f"{n}: {grid.at(n)}" for n in grid.lengths)
-    print(f"{config.probe_distractors} distractors, {when:<6}  {cells}")
+for when, accuracy in {"before": hard_before, "after": hard_after}.items():
+    name = f"multi-key NIAH at {target} tokens {when}"
+    run.value(name, accuracy.estimate, unit="share", note=str(accuracy))
+    print(f"{name} extension, {config.probe_distractors} distractors: {accuracy}")
 
 # %% [markdown]
 # ## What it cost at short range

@@ -50,6 +50,7 @@ from kexa.model import KexaForCausalLM
 from kexa.train import Step, build_optimizers, fit, wsd
 
 COMPONENTS = ("rehearsal", "reasoning", "long")
+CHUNK = 4096  # positions whose logits exist at once
 
 
 class StageLoss(NamedTuple):
@@ -280,8 +281,11 @@ def loss_by_position(
     losses = torch.zeros(length)
     for i in enough:
         ids_T = torch.from_numpy(documents.document(i)[:length].astype(np.int64)).to(device)
-        logits_TV = model(ids_T[None])[0, :-1].float()
-        losses[1:] += F.cross_entropy(logits_TV, ids_T[1:], reduction="none").cpu()
+        hidden_TD = model.hidden_states(ids_T[None])[0, :-1]
+        parts = zip(hidden_TD.split(CHUNK), ids_T[1:].split(CHUNK), strict=True)
+        losses[1:] += torch.cat(
+            [F.cross_entropy(model.lm_head(x).float(), y, reduction="none") for x, y in parts]
+        ).cpu()
     model.train(was_training)
     losses[0] = losses[1]  # the first token has no prediction
     return (losses / len(enough)).view(bins, -1).mean(1).numpy()
