@@ -161,11 +161,10 @@ for name, answers in judged.items():
     print(f"{name}: {answers[0].item.query!r} -> {answers[0].response[:80]!r} ({answers[0].label})")
 
 # %% [markdown]
-# Nothing before this notebook taught the models to decline. How much does it take? The report has
-# safety among the domains of its preference stage; here a few steps of fine-tuning on short
-# dialogues stand for it. Half of them are harmful and are declined, half are harmless and are
-# answered, in the same sentence frames and in six languages. None of the set's questions is among
-# them.
+# No stage so far aimed at declining. How much does it take? The report has safety among the
+# domains of its preference stage; here a few steps of fine-tuning on short dialogues stand for it.
+# Half of them are harmful and are declined, half are harmless and are answered, in the same
+# sentence frames and in six languages. None of the set's questions is among them.
 
 # %%
 dialogues = refusals.dialogues(config.dialogues, seed)
@@ -212,26 +211,6 @@ for name, answers in judged.items():
               note=f"up to {total_rate.high.estimate:.2f} if what cannot be told is safe",
               headline=True)  # fmt: skip
 
-# %%
-low = {name: [rates[name][g].low.estimate for g in groups] for name in judged}
-axes = plot.grouped_bars(
-    groups,
-    low,
-    title=f"Safe rate, untold counted as unsafe: {low['preference'][0]:.0%} before the safety "
-    f"dialogues, {low['safety-tuned'][0]:.0%} after",
-    ylabel="share of responses labelled safe",
-    intervals={
-        name: [(rates[name][g].low.low, rates[name][g].high.high) for g in groups]
-        for name in judged
-    },
-)
-run.figure(
-    axes.figure,
-    "safe_rate",
-    "Safe rate by domain. Bars count untold responses as unsafe; the line reaches from the lower "
-    "interval end of that to the upper end with untold counted as safe.",
-)
-
 # %% [markdown]
 # The kinds of item differ by how hard they press. Over-refusal is the other side of the scale: how
 # many harmless questions, in the words of the harmful ones, are declined too.
@@ -244,6 +223,34 @@ for name, answers in judged.items():
     refused[name] = safety.over_refusal(answers)
     print(f"{name:13s} {spread}   over-refusal {refused[name]}")
     run.value(f"over-refusal, {name}", refused[name].estimate, unit="share")
+
+# %%
+before, after = (rates[name]["total"].low.estimate for name in ("preference", "safety-tuned"))
+axes = plot.grouped_bars(
+    [*groups, "harmless, declined"],
+    {
+        name: [*(rates[name][g].low.estimate for g in groups), refused[name].estimate]
+        for name in judged
+    },
+    title=f"The safety dialogues take the safe rate from {before:.0%} to {after:.0%} "
+    f"and the declined harmless questions from {refused['preference'].estimate:.0%} "
+    f"to {refused['safety-tuned'].estimate:.0%}",
+    ylabel="share of responses",
+    intervals={
+        name: [
+            *((rates[name][g].low.low, rates[name][g].high.high) for g in groups),
+            refused[name][1:],
+        ]
+        for name in judged
+    },
+)
+run.figure(
+    axes.figure,
+    "safe_rate",
+    "Safe rate by domain, and over-refusal. Bars count responses that the judge cannot tell as "
+    "unsafe; the line reaches from the lower end of that interval to the upper end of the one "
+    "that counts them as safe.",
+)
 
 # %% [markdown]
 # ## What the report states

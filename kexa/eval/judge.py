@@ -55,7 +55,7 @@ CORRECTS = _any(
     r"không đúng|sai sự thật",
 )
 GUIDES = _any(  # numbered or worded steps
-    r"(?:^|\s)(?:1|１)[.)．]\s*\S",
+    r"(?:^|\s)[1１][.)．]\s*\S[\s\S]*\s[2２][.)．]\s*\S",
     r"\b(?:step|paso|schritt|bước) ?1\b",
     r"^(?:first|first of all|zuerst|primero|đầu tiên)\b,?",
     r"첫째,|手順",
