@@ -36,7 +36,6 @@ import torch
 from kexa import notebook, plot, tokenizer
 from kexa.data import load_corpus
 from kexa.interop import save_hf
-from kexa.model import KexaForCausalLM
 from kexa.train import build_optimizers, fit, grouping, orthogonalize, set_numerics, wsd
 from kexa.train.checkpoint import identity
 from kexa.train.fp8 import quantize
@@ -44,6 +43,7 @@ from kexa.train.pretrain import (
     Curriculum,
     bits_per_byte,
     held_out,
+    new_model,
     pooled,
     synthetic,
     training_streams,
@@ -81,8 +81,7 @@ for name, tile in {"with the outlier": relative[0, 1:128], "beside it": relative
 # code knows nothing of it.
 
 # %%
-torch.manual_seed(seed)
-model = KexaForCausalLM(run.config.model)
+model = new_model(run.config.model, seed)
 for kind, names in set_numerics(model, "fp8").items():
     print(f"{len(names):3d} {kind:<8} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
 
@@ -158,8 +157,7 @@ def loss_fn(model, batch):
 
 # %%
 def train(numerics: str):
-    torch.manual_seed(seed)
-    model = KexaForCausalLM(run.config.model).to(run.device)
+    model = new_model(run.config.model, seed).to(run.device)
     set_numerics(model, numerics)
     optimizers = build_optimizers(model, config)
     steps = fit(

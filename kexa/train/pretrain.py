@@ -30,9 +30,24 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from kexa.config import PretrainConfig
+from kexa import runtime
+from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, encode, synthesis
 from kexa.model import KexaForCausalLM
+
+
+def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
+    """A model to pretrain, on the CPU: the model's own initial values but for the embedding.
+
+    chosen: the embedding starts with deviation 1, not ``initializer_range``. AdamW moves rows of
+    0.02 by their own size within a few steps of a small model's learning rate. Measured at smoke
+    (110 steps, one seed): 0.22 nats lower validation loss.
+    """
+    torch.manual_seed(seed)
+    model = KexaForCausalLM(config)
+    generator = runtime.generator(seed, "embedding")  # the same with and without an MTP block
+    torch.nn.init.normal_(model.model.embed_tokens.weight, generator=generator)
+    return model
 
 
 class Curriculum:

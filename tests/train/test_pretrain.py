@@ -10,13 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa import config
 from kexa.data import Document, TokenizedDocuments
-from kexa.model import KexaForCausalLM
 from kexa.train.ablation import busiest, run_variant, variants
 from kexa.train.loop import Step
 from kexa.train.pretrain import (
     Curriculum,
     bits_per_byte,
     held_out,
+    new_model,
     pooled,
     synthetic,
     unigram_entropy,
@@ -125,6 +125,13 @@ def test_synthetic_documents_come_in_the_counts_asked_for():
     assert made["thinking"][0].text.startswith("Anna lives in Rome.")
 
 
+def test_only_the_embedding_starts_at_deviation_one():
+    model = new_model(CONFIG, seed=0)
+    deviation = {name: tensor.std().item() for name, tensor in model.state_dict().items()}
+    assert deviation["model.embed_tokens.weight"] == pytest.approx(1, rel=0.1)
+    assert deviation["lm_head.weight"] == pytest.approx(CONFIG.initializer_range, rel=0.1)
+
+
 def test_busiest_by_hand():
     def step(load):
         return Step(0, {}, 0.0, 0.0, 0, False, load)
@@ -137,8 +144,7 @@ def test_busiest_by_hand():
 @pytest.mark.parametrize("variant", variants(CONFIG), ids=lambda v: v.name)
 def test_variants_share_every_initial_value_with_the_base(variant):
     def build(model_config):
-        torch.manual_seed(0)
-        return KexaForCausalLM(model_config).state_dict()
+        return new_model(model_config, seed=0).state_dict()
 
     base, changed = build(CONFIG), build(dataclasses.replace(CONFIG, **variant.model))
     assert set(changed) <= set(base)
