@@ -152,7 +152,9 @@ for pair in wrong[:3]:
 def ask_all(model):
     """Every item, answered by a model and labelled by the judge."""
     conversations = [item.messages for item in items]
-    responses = chat_replies(model.eval(), tokenizer, conversations, config.max_new_tokens, 72)
+    responses = chat_replies(
+        model.eval(), tokenizer, conversations, config.max_new_tokens, batch_size=72
+    )
     return safety.judge_all(items, responses, ask)
 
 

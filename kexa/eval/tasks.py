@@ -63,12 +63,14 @@ def evaluate(
     tokenizer: Tokenizer,
     benchmark: Benchmark,
     max_new_tokens: int,
+    thinking: bool = False,
     batch_size: int = 32,
 ) -> Score:
     """Score one benchmark.
 
     Args:
         max_new_tokens: most tokens written per problem; not used for choices.
+        thinking: whether replies open with a think block (reasoning mode); only chats have one.
 
     Raises:
         ValueError: a benchmark without items.
@@ -79,7 +81,9 @@ def evaluate(
     if choices:
         outcomes, replies = _choices(model, tokenizer, choices, batch_size), ()
     else:
-        outcomes, replies = _problems(model, tokenizer, benchmark.items, max_new_tokens, batch_size)
+        outcomes, replies = _problems(
+            model, tokenizer, benchmark.items, max_new_tokens, thinking, batch_size
+        )
     return Score(benchmark.name, benchmark.category, outcomes, benchmark.chance, replies)
 
 
@@ -173,13 +177,14 @@ def _problems(
     tokenizer: Tokenizer,
     items: Sequence[Problem],
     max_new_tokens: int,
+    thinking: bool,
     batch_size: int,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(items[0].prompt, str):
         replies = continuations(model, tokenizer, items, max_new_tokens, batch_size)
     else:
         replies = chat_replies(
-            model, tokenizer, [item.prompt for item in items], max_new_tokens, batch_size
+            model, tokenizer, [item.prompt for item in items], max_new_tokens, thinking, batch_size
         )
     outcomes = tuple(i.check(reply).outcome for i, reply in zip(items, replies, strict=True))
     return outcomes, tuple(replies)
@@ -207,15 +212,16 @@ def chat_replies(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
     max_new_tokens: int,
+    thinking: bool = False,
     batch_size: int = 32,
 ) -> list[str]:
-    """Greedy replies to conversations, with the think block closed (non-reasoning mode)."""
+    """Greedy replies to conversations, what stands after the think block of each."""
     prompts = [
-        encode_chat(tokenizer, c, add_generation_prompt=True, enable_thinking=False)[0]
+        encode_chat(tokenizer, c, add_generation_prompt=True, enable_thinking=thinking)[0]
         for c in conversations
     ]
     written = _greedy(model, prompts, max_new_tokens, batch_size)
-    return [parse_reply(tokenizer, t, enable_thinking=False)["content"] for t in written]
+    return [parse_reply(tokenizer, t, enable_thinking=thinking)["content"] for t in written]
 
 
 def _greedy(
