@@ -134,9 +134,10 @@ print(f"{len(haystack.tokens):,} tokens of text, {config.needles} needles, "
 # %% [markdown]
 # ## The run
 #
-# Greedy decoding, the same items and the same prompts for all three checkpoints. The pretrained
-# model has never seen a chat turn: it is asked in that form all the same, because that is the
-# question its successors answer.
+# Greedy decoding, the same items and the same prompts for all three checkpoints. Tasks of
+# post-training are asked twice: with an open think block (reasoning) and with an empty one
+# (direct). The pretrained model has never seen a chat turn: it is asked in that form all the same,
+# because that is the question its successors answer.
 
 # %%
 taught = ["math", "instruction"]  # what post-training teaches, with and without reasoning
