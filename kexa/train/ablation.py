@@ -28,7 +28,7 @@ from kexa.train.checkpoint import identity
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
 from kexa.train.optim import build_optimizers
-from kexa.train.pretrain import HeldOut, new_model, pooled, validate
+from kexa.train.pretrain import HeldOut, pooled, validate
 from kexa.train.schedule import wsd
 
 
@@ -85,7 +85,8 @@ def run_variant(
     training = dataclasses.replace(
         pretrain, learning_rate=config.learning_rate, **dict(variant.training)
     )
-    model = new_model(dataclasses.replace(base, **dict(variant.model)), seed).to(device)
+    torch.manual_seed(seed)
+    model = KexaForCausalLM(dataclasses.replace(base, **dict(variant.model))).to(device)
     set_numerics(model, config.numerics)
     mixture = Mixture(
         streams, pretrain.mixtures["foundation"], config.sequence_length, config.batch_size, seed

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa import config
 from kexa.data import Document, TokenizedDocuments
+from kexa.model import KexaForCausalLM
 from kexa.train.ablation import busiest, run_variant, variants
 from kexa.train.loop import Step
 from kexa.train.pretrain import (
@@ -144,7 +145,8 @@ def test_busiest_by_hand():
 @pytest.mark.parametrize("variant", variants(CONFIG), ids=lambda v: v.name)
 def test_variants_share_every_initial_value_with_the_base(variant):
     def build(model_config):
-        return new_model(model_config, seed=0).state_dict()
+        torch.manual_seed(0)
+        return KexaForCausalLM(model_config).state_dict()
 
     base, changed = build(CONFIG), build(dataclasses.replace(CONFIG, **variant.model))
     assert set(changed) <= set(base)
