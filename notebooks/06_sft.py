@@ -26,6 +26,7 @@ out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
 import functools
+import random
 from collections import Counter
 
 from kexa import notebook, plot, tokenizer
@@ -97,6 +98,7 @@ def conversations(side, counts):
 
 
 talk, heldout_talk = sft.dialogues(tasks.HELDOUT_SHARE)
+talk = random.Random(seed).sample(talk, min(config.dialogues, len(talk)))
 train = conversations("train", config.examples) + talk
 heldout = conversations("heldout", dict.fromkeys(tasks.FAMILIES, 150)) + heldout_talk[:150]
 

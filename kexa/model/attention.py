@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
@@ -87,10 +88,11 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        heads = (*x_BTD.shape[:2], -1, self.head_dim)
-        q_BHTK = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
-        k_BGTK = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
-        v_BGTK = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        q_BHTK, k_BGTK, v_BGTK = (
+            rearrange(projection(x_BTD), "b t (h k) -> b h t k", k=self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
         if self.use_rope:
             q_BHTK = rotate(q_BHTK, context.cos_TK, context.sin_TK)
             k_BGTK = rotate(k_BGTK, context.cos_TK, context.sin_TK)
@@ -105,7 +107,7 @@ class Attention(nn.Module):
             )
         else:
             out_BHTK = global_attention(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
-        return self.o_proj(out_BHTK.transpose(1, 2).reshape(*x_BTD.shape[:2], -1))
+        return self.o_proj(rearrange(out_BHTK, "b h t k -> b t (h k)"))
 
 
 def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) -> Tensor:
