@@ -34,7 +34,7 @@ from kexa.post.judge import RUBRIC, EndpointJudge, Request, rule_judge, score_gr
 from kexa.post.rollout import freeze_router, respond
 from kexa.runtime import generator
 from kexa.statistics import mean_interval, paired_interval
-from kexa.train import build_optimizers
+from kexa.train import build_adamw
 
 run = notebook.begin("08_preference", profile, seed, out_dir)
 config, sums = run.config.preference, run.config.sft
@@ -128,9 +128,7 @@ for name, pick in {
 # %%
 freeze_router(model)
 curve = []
-for step in grouper.train(
-    model, build_optimizers(model, config), groups, train_rewards, config, seed
-):
+for step in grouper.train(model, build_adamw(model, config), groups, train_rewards, config, seed):
     run.log("train", step.step, **step.losses)
     curve.append(step.losses)
 
@@ -159,7 +157,7 @@ run.value("held-out preference reward after", after.mean().item(), headline=True
 run.value(
     "held-out preference gain", gain.estimate, note=f"95% paired interval {gain}", headline=True
 )
-run.check(
+run.goal(
     "GROUPER raises the mean preference reward on held-out prompts: 95% paired interval above zero",
     gain.low > 0,
     f"gain {gain}",

@@ -5,13 +5,14 @@
 
 A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
 reinforcement learning replaces imitation by the check. Tasks fall on the training or the held-out
-side by a hash of what they ask (for a sum the expression, in whatever language), so the sides never
-share a question, whatever seed drew it.
+side by a hash of the prompt, so the sides never share a prompt, whatever seed drew it.
 
 reported: a multi-task mix of verifiable domains (mathematics and instruction following are two of
 the four), languages en, ko, es, de, ja, vi.
 chosen: the tasks themselves, of a size that a model of a million parameters gets partly right. What
 a task is about stands at the end of its prompt, so that a window layer sees it from the reply.
+chosen: what is held out is the prompt. The same sum may be trained on in another language, so a
+held-out reward measures how reliably known skills answer new prompts, not arithmetic on new numbers.
 """
 
 from __future__ import annotations
@@ -105,16 +106,15 @@ class Task:
 
     family: str
     language: str
-    question: str  # what is asked, apart from wording: decides the side
-    prompt: str
+    prompt: str  # decides the side
     check: Check
     reasoning: str
     answer: str
 
     @property
     def side(self) -> Side:
-        """Train or held out, by the question alone."""
-        digest = hashlib.sha256(self.question.encode("utf-8")).digest()
+        """Train or held out, by the prompt alone."""
+        digest = hashlib.sha256(self.prompt.encode("utf-8")).digest()
         return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
 
     def messages(self, thinking: bool) -> list[dict[str, str]]:
@@ -164,7 +164,7 @@ def _draw_sum(rng: random.Random, language: str, max_terms: int, max_number: int
         text, total = f"{text}{sign}{number}", result
     prompt = _SUM[language].format(sum=text)
     answer = f"\\boxed{{{total}}}"
-    return Task("math", language, text, prompt, BoxedInteger(total), "\n".join(steps), answer)
+    return Task("math", language, prompt, BoxedInteger(total), "\n".join(steps), answer)
 
 
 def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
@@ -195,8 +195,8 @@ def _draw_last(rng: random.Random, language: str) -> Task:
 
 
 def _instruction(language: str, plan: str, prompt: str, check: Check, answer: str) -> Task:
-    """An instruction task; its plan in a few symbols is both the question and the reasoning."""
-    return Task("instruction", language, plan, prompt, check, plan, answer)
+    """An instruction task; its plan in a few symbols is the reasoning."""
+    return Task("instruction", language, prompt, check, plan, answer)
 
 
 def _word(rng: random.Random, language: str) -> str:

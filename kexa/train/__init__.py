@@ -2,13 +2,14 @@
 
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, TrainingDiverged, fit
-from kexa.train.optim import Muon, build_optimizers, grouping, orthogonalize
+from kexa.train.optim import Muon, build_adamw, build_optimizers, grouping, orthogonalize
 from kexa.train.schedule import wsd
 
 __all__ = [
     "Muon",
     "Step",
     "TrainingDiverged",
+    "build_adamw",
     "build_optimizers",
     "fit",
     "grouping",

@@ -177,6 +177,20 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
     return optimizers
 
 
+def build_adamw(model: torch.nn.Module, config: Any) -> list[torch.optim.Optimizer]:
+    """``[AdamW]`` over all trainable parameters: for policy gradients. ``config`` as above.
+
+    chosen: Muon gives every direction of an update the same size, and most directions of a policy
+    gradient from a few hundred samples are noise; AdamW keeps the strong ones ahead.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr, decay = config.learning_rate, config.weight_decay
+    adamw = torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=decay, betas=(0.9, 0.95), eps=1e-8, fused=True
+    )
+    return [adamw]
+
+
 def grouping(model: torch.nn.Module) -> str:
     """A table of which parameters go where: tensors, matrices and parameters of every role."""
     takes = {"matrix": "Muon", "gate_up": "Muon, two matrices per expert"}
