@@ -22,6 +22,7 @@ import pytest
 from kexa.config import ROOT
 
 TORCH = """\
+import types
 float32 = "torch.float32"
 class cuda:
     is_available = staticmethod(lambda: False)
@@ -29,6 +30,7 @@ class device(str):
     type = "cpu"
 def ignore(*_, **__): ...
 set_num_threads = use_deterministic_algorithms = manual_seed = ignore
+utils = types.SimpleNamespace(deterministic=types.SimpleNamespace())
 get_num_threads = lambda: 1
 """
 TABLE = """\

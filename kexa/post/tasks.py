@@ -12,7 +12,7 @@ the four), languages en, ko, es, de, ja, vi.
 chosen: the tasks themselves, of a size that a model of a million parameters gets partly right. What
 a task is about stands at the end of its prompt, so that a window layer sees it from the reply.
 chosen: what is held out is the prompt. The same sum may be trained on in another language, so a
-held-out reward measures how reliably known skills answer new prompts, not arithmetic on new numbers.
+held-out reward measures how reliably known skills answer new prompts, not sums of new numbers.
 """
 
 from __future__ import annotations
