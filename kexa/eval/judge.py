@@ -13,10 +13,8 @@ languages, and does not understand a text; :func:`agreement` says how far that c
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from kexa.post.judge import complete
 from kexa.statistics import Interval
 
 Label = Literal["safe", "unsafe", "unparsed"]
@@ -133,18 +132,7 @@ class EndpointJudge:
     def __call__(self, query: str, response: str, criteria: Sequence[str]) -> Label:
         listed = "\n".join(f"{i}. {c}" for i, c in enumerate(criteria, 1))
         prompt = PROMPT.format(query=query, response=response, criteria=listed)
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "messages": [{"role": "user", "content": prompt}],
-        }
-        call = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(body).encode("utf-8"),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"},
-        )
-        with urllib.request.urlopen(call, timeout=self.timeout) as reply:
-            return parse_label(json.load(reply)["choices"][0]["message"]["content"])
+        return parse_label(complete(self.url, self.model, self.api_key, self.timeout, prompt))
 
 
 def parse_label(answer: str | None) -> Label:

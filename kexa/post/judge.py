@@ -146,6 +146,22 @@ def _scripts(text: str) -> list[str]:
     return ["JAPANESE" if n in ("HIRAGANA", "KATAKANA", "CJK") else n for n in names]
 
 
+def complete(url: str, model: str, api_key: str, timeout: float, prompt: str) -> str:
+    """The reply of an OpenAI-compatible ``/chat/completions`` to one prompt, at temperature 0.
+
+    Raises:
+        OSError: the server cannot be reached within ``timeout`` seconds.
+    """
+    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+    call = urllib.request.Request(
+        f"{url.rstrip('/')}/chat/completions",
+        data=json.dumps(body).encode("utf-8"),
+        headers={"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"},
+    )
+    with urllib.request.urlopen(call, timeout=timeout) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"]
+
+
 @dataclass(frozen=True)
 class EndpointJudge:
     """A language model behind an OpenAI-compatible ``/chat/completions`` as the judge.
@@ -168,18 +184,7 @@ class EndpointJudge:
             "JSON object that maps each name to its score, nothing else.\n\n"
             f"Questions:\n{questions}\n\nRequest:\n{request}\n\nReply:\n{response}"
         )
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "messages": [{"role": "user", "content": prompt}],
-        }
-        call = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(body).encode("utf-8"),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"},
-        )
-        with urllib.request.urlopen(call, timeout=self.timeout) as reply:
-            content = json.load(reply)["choices"][0]["message"]["content"]
+        content = complete(self.url, self.model, self.api_key, self.timeout, prompt)
         return _scores(content, dimensions)
 
 
