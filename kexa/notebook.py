@@ -113,7 +113,7 @@ def require(run: NotebookRun, stage: str) -> Path:
 
 def _produce(pipeline: Pipeline, wanted: Stage) -> None:
     """Run the wanted stage and what it needs through ``kexa run``, behind a progress bar."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     command = [sys.executable, "-m", "kexa", "run", "--profile", pipeline.profile]
     command += ["--only", wanted.name, "--out", str(pipeline.out), "-p", "seed", str(pipeline.seed)]

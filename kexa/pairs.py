@@ -24,6 +24,7 @@ from kexa.config import ROOT, ConfigError
 from kexa.record import write_atomic
 
 NOTEBOOKS = ROOT / "notebooks"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # how libraries show progress in a notebook
 HEADER = """\
 # ---
 # jupyter:
@@ -120,7 +121,8 @@ def check(folder: Path = NOTEBOOKS) -> list[str]:
 def commit_outputs(runs: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     """Take the outputs of the executed notebooks in a run directory into the pairs.
 
-    Progress and warnings (stderr) and all timing are dropped; what remains repeats for equal seeds.
+    Progress and warnings (stderr, widgets) and all timing are dropped; what remains repeats for equal
+    seeds.
 
     Raises:
         ConfigError: an executed notebook is missing, or ran other code than its source has today.
@@ -141,7 +143,7 @@ def commit_outputs(runs: Path, folder: Path = NOTEBOOKS) -> list[Path]:
             raise ConfigError(f"{path.stem} has changed since its run in {runs.name}: run it again")
         for count, (cell, result) in enumerate(zip(code, ran, strict=True), 1):
             cell.execution_count = count
-            cell.outputs = [_clean(o, count) for o in result.outputs if o.get("name") != "stderr"]
+            cell.outputs = [_clean(o, count) for o in result.outputs if not _transient(o)]
         changed += _write(path.with_suffix(".ipynb"), nbformat.writes(notebook) + "\n")
     return changed
 
@@ -167,6 +169,10 @@ def _keep_outputs(old: Any, new: Any) -> None:
     if [c.source for c in old_code] == [c.source for c in new_code]:
         for before, after in zip(old_code, new_code, strict=True):
             after.outputs, after.execution_count = before.outputs, before.execution_count
+
+
+def _transient(output: Any) -> bool:
+    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
 def _clean(output: Any, count: int) -> Any:

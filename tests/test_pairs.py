@@ -78,7 +78,8 @@ def test_outputs_come_in_clean_and_stay_while_the_code_does(folder, tmp_path):
     result = nbformat.v4.new_output(
         "execute_result", data={"text/plain": "3"}, execution_count=7, metadata={"took": "1 s"}
     )
-    run(folder, runs, [stream("10%|#", "stderr"), stream("loss 2.5\n"), result])
+    bar = nbformat.v4.new_output("display_data", data={pairs.WIDGET: {}, "text/plain": "10%|#"})
+    run(folder, runs, [stream("10%|#", "stderr"), bar, stream("loss 2.5\n"), result])
     assert pairs.commit_outputs(runs, folder) == [folder / "01_first.ipynb"]
     assert pairs.check(folder) == []
     cell = nbformat.read(folder / "01_first.ipynb", as_version=4).cells[2]

@@ -20,6 +20,7 @@ PYTHON = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 NAMES = {"yaml": "pyyaml"}  # distributions that are called otherwise than what is imported
 UNIMPORTED = {  # direct dependencies that no module imports by name
     "ipykernel": "the kernel of the notebooks",
+    "ipywidgets": "progress bars of libraries warn in a notebook without it",
     "jupyterlab": "where they are read",
     "ruff": "a command",
 }

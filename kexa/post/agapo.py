@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from kexa.config import RLConfig
 from kexa.model import KexaForCausalLM

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Outcome = Literal["right", "wrong", "unreadable"]
+Layout = Literal["commas", "lines"]
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _WORD = re.compile(r"\w+")
-_SEPARATOR = re.compile(r"[,、，]")
+_COMMA = re.compile(r"[,、，]")
+_LINE = re.compile(r"\n")
 _CLOSING = " \t\r\n.!?。！？\"'」”"
 
 
@@ -76,30 +78,36 @@ class RepeatedWord:
 
 @dataclass(frozen=True)
 class ListOf:
-    """``count`` different entries between commas, on one line. Unreadable: no word at all."""
+    """``count`` different entries: between commas on one line, or on lines of their own.
+
+    Unreadable: no word at all.
+    """
 
     count: int
+    layout: Layout
 
     def __call__(self, answer: str) -> Verdict:
         if not _WORD.search(answer):
             return Verdict("unreadable")
-        entries = [e.strip(_CLOSING).casefold() for e in _SEPARATOR.split(answer)]
+        separator, other = (_COMMA, _LINE) if self.layout == "commas" else (_LINE, _COMMA)
+        text = answer.strip()
+        entries = [e.strip(_CLOSING).casefold() for e in separator.split(text)]
         holds = len(set(entries)) == len(entries) == self.count and all(map(_WORD.search, entries))
-        return _verdict(holds and "\n" not in answer.strip())
+        return _verdict(holds and not other.search(text))
 
 
 @dataclass(frozen=True)
-class LastWord:
-    """A text that ends with ``word`` (closing punctuation aside) and says something before it."""
+class CountedUp:
+    """The whole numbers from ``first`` to ``last`` between commas, and nothing else.
 
-    word: str
+    Unreadable: no number at all.
+    """
+
+    first: int
+    last: int
 
     def __call__(self, answer: str) -> Verdict:
-        text = answer.rstrip(_CLOSING).casefold()
-        if not _WORD.search(text):
+        if not _INTEGER.search(answer):
             return Verdict("unreadable")
-        before = text.removesuffix(self.word.casefold())
-        joined = (
-            before[-1:].isascii() and before[-1:].isalnum()
-        )  # "blackbird" does not end with "bird"
-        return _verdict(before != text and bool(_WORD.search(before)) and not joined)
+        entries = [e.strip(_CLOSING) for e in _COMMA.split(answer)]
+        return _verdict(entries == [str(n) for n in range(self.first, self.last + 1)])

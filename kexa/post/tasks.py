@@ -1,18 +1,20 @@
 """Verifiable tasks: endless prompts of two families in six languages, with check and oracle.
 
     math          small sums and differences; the answer stands in \\boxed{}
-    instruction   one verifiable constraint: repeat a word, list so many things, end with a word
+    instruction   verifiable constraints: list so many things in this layout, repeat a word so often,
+                  count from one number to another
 
 A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
 reinforcement learning replaces imitation by the check. Tasks fall on the training or the held-out
-side by a hash of the prompt, so the sides never share a prompt, whatever seed drew it.
+side by a hash of what they ask (for a sum the expression, in whatever language), so the sides never
+share a question, whatever seed drew it.
 
 reported: a multi-task mix of verifiable domains (mathematics and instruction following are two of
 the four), languages en, ko, es, de, ja, vi.
 chosen: the tasks themselves, of a size that a model of a million parameters gets partly right. What
 a task is about stands at the end of its prompt, so that a window layer sees it from the reply.
-chosen: what is held out is the prompt. The same sum may be trained on in another language, so a
-held-out reward measures how reliably known skills answer new prompts, not sums of new numbers.
+chosen: questions are combinations (numbers and signs; count, kind and layout; first and last
+number). What is held out is a combination whose parts are all trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kexa.post.rewards import BoxedInteger, Check, LastWord, ListOf, RepeatedWord
+from kexa.post.rewards import BoxedInteger, Check, CountedUp, Layout, ListOf, RepeatedWord
 
 Side = Literal["train", "heldout"]
 HELDOUT_SHARE = 0.2
@@ -46,26 +48,41 @@ _REPEAT = {
     "ja": "次の単語をちょうど{count}回書いてください: {word}",
     "vi": "Viết từ này đúng {count} lần: {word}",
 }
-_LIST = {
-    "en": "Write a list with commas: exactly {count} {kind}",
-    "ko": "쉼표로 구분해 정확히 쓰세요: {kind} {count}개",
-    "es": "Escribe una lista con comas: exactamente {count} {kind}",
-    "de": "Schreibe eine Liste mit Kommas: genau {count} {kind}",
-    "ja": "読点で区切って書いてください: {kind}をちょうど{count}個",
-    "vi": "Viết danh sách có dấu phẩy: đúng {count} {kind}",
+_LIST: dict[str, dict[Layout, str]] = {
+    "en": {
+        "commas": "Write a list with commas: exactly {count} {kind}",
+        "lines": "Write a list, one entry per line: exactly {count} {kind}",
+    },
+    "ko": {
+        "commas": "쉼표로 구분해 정확히 쓰세요: {kind} {count}개",
+        "lines": "한 줄에 하나씩 정확히 쓰세요: {kind} {count}개",
+    },
+    "es": {
+        "commas": "Escribe una lista con comas: exactamente {count} {kind}",
+        "lines": "Escribe una lista, una entrada por línea: exactamente {count} {kind}",
+    },
+    "de": {
+        "commas": "Schreibe eine Liste mit Kommas: genau {count} {kind}",
+        "lines": "Schreibe eine Liste, ein Eintrag je Zeile: genau {count} {kind}",
+    },
+    "ja": {
+        "commas": "読点で区切って書いてください: {kind}をちょうど{count}個",
+        "lines": "一行に一つずつ書いてください: {kind}をちょうど{count}個",
+    },
+    "vi": {
+        "commas": "Viết danh sách có dấu phẩy: đúng {count} {kind}",
+        "lines": "Viết danh sách, mỗi dòng một mục: đúng {count} {kind}",
+    },
 }
-_LAST = {
-    "en": ("Write a sentence that ends with this word: {word}", "Today we talk about the {word}."),
-    "ko": ("이 단어로 끝나는 문장을 쓰세요: {word}", "오늘 이야기할 것은 {word}"),
-    "es": ("Escribe una frase que termine con esta palabra: {word}", "Hoy hablamos de {word}."),
-    "de": (
-        "Schreibe einen Satz, der mit diesem Wort endet: {word}",
-        "Heute reden wir über {word}.",
-    ),
-    "ja": ("この単語で終わる文を書いてください: {word}", "今日の話題は{word}"),
-    "vi": ("Viết một câu kết thúc bằng từ này: {word}", "Hôm nay ta nói về {word}."),
+_COUNT = {
+    "en": "Count, with commas, from {first} to {last}",
+    "ko": "쉼표로 구분해 세어 보세요: {first}부터 {last}까지",
+    "es": "Cuenta, con comas, de {first} a {last}",
+    "de": "Zähle mit Kommas von {first} bis {last}",
+    "ja": "読点で区切って数えてください: {first}から{last}まで",
+    "vi": "Đếm, có dấu phẩy, từ {first} đến {last}",
 }
-# What can be listed, repeated and ended with, by language and kind.
+# What can be listed and repeated, by language and kind.
 _THINGS = {
     "en": {
         "animals": "dog cat horse cow bird fish bear wolf",
@@ -106,15 +123,16 @@ class Task:
 
     family: str
     language: str
-    prompt: str  # decides the side
+    question: str  # what is asked, apart from wording: decides the side
+    prompt: str
     check: Check
     reasoning: str
     answer: str
 
     @property
     def side(self) -> Side:
-        """Train or held out, by the prompt alone."""
-        digest = hashlib.sha256(self.prompt.encode("utf-8")).digest()
+        """Train or held out, by the question alone."""
+        digest = hashlib.sha256(self.question.encode("utf-8")).digest()
         return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
 
     def messages(self, thinking: bool) -> list[dict[str, str]]:
@@ -132,7 +150,7 @@ def generate(
 
     Args:
         family: one of :data:`FAMILIES`.
-        side: which side of the split the prompts come from. max_terms, max_number: size of the
+        side: which side of the split the questions come from. max_terms, max_number: size of the
         sums: 2 to ``max_terms`` numbers from 1 to ``max_number``.
 
     Raises:
@@ -164,43 +182,46 @@ def _draw_sum(rng: random.Random, language: str, max_terms: int, max_number: int
         text, total = f"{text}{sign}{number}", result
     prompt = _SUM[language].format(sum=text)
     answer = f"\\boxed{{{total}}}"
-    return Task("math", language, prompt, BoxedInteger(total), "\n".join(steps), answer)
+    return Task("math", language, text, prompt, BoxedInteger(total), "\n".join(steps), answer)
 
 
 def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
-    return rng.choice((_draw_repeat, _draw_list, _draw_last))(rng, language)
+    return rng.choice((_draw_list, _draw_repeat, _draw_count))(rng, language)
+
+
+def _draw_list(rng: random.Random, language: str) -> Task:
+    kind, count = rng.choice(list(_THINGS[language])), rng.randint(2, 4)
+    layout: Layout = rng.choice(("commas", "lines"))
+    prompt = _LIST[language][layout].format(kind=kind, count=count)
+    separator = _comma(language) if layout == "commas" else "\n"
+    answer = separator.join(rng.sample(_THINGS[language][kind].split(), count))
+    plan = f"{count} {kind}, {layout}"
+    return _instruction(language, plan, prompt, ListOf(count, layout), answer)
 
 
 def _draw_repeat(rng: random.Random, language: str) -> Task:
-    word, times = _word(rng, language), rng.randint(2, 3)
+    words = " ".join(_THINGS[language].values()).split()
+    word, times = rng.choice(words), rng.randint(2, 3)
     prompt = _REPEAT[language].format(word=word, count=times)
     answer = " ".join([word] * times)
     return _instruction(language, f"{times} x {word}", prompt, RepeatedWord(word, times), answer)
 
 
-def _draw_list(rng: random.Random, language: str) -> Task:
-    kind = rng.choice(list(_THINGS[language]))
-    count = rng.randint(2, 4)
-    prompt = _LIST[language].format(kind=kind, count=count)
-    entries = rng.sample(_THINGS[language][kind].split(), count)
-    answer = ("、" if language == "ja" else ", ").join(entries)
-    return _instruction(language, f"{count} {kind}", prompt, ListOf(count), answer)
-
-
-def _draw_last(rng: random.Random, language: str) -> Task:
-    word = _word(rng, language)
-    request, answer = _LAST[language]
-    prompt = request.format(word=word)
-    return _instruction(language, f"... {word}", prompt, LastWord(word), answer.format(word=word))
+def _draw_count(rng: random.Random, language: str) -> Task:
+    first = rng.randint(1, 12)
+    last = first + rng.randint(2, 5)
+    prompt = _COUNT[language].format(first=first, last=last)
+    answer = _comma(language).join(map(str, range(first, last + 1)))
+    return _instruction(language, f"{first} .. {last}", prompt, CountedUp(first, last), answer)
 
 
 def _instruction(language: str, plan: str, prompt: str, check: Check, answer: str) -> Task:
-    """An instruction task; its plan in a few symbols is the reasoning."""
-    return Task("instruction", language, prompt, check, plan, answer)
+    """An instruction task; its plan in a few symbols is both the question and the reasoning."""
+    return Task("instruction", language, plan, prompt, check, plan, answer)
 
 
-def _word(rng: random.Random, language: str) -> str:
-    return rng.choice(" ".join(_THINGS[language].values()).split())
+def _comma(language: str) -> str:
+    return "、" if language == "ja" else ", "
 
 
 _DRAW: dict[str, Callable[[random.Random, str, int, int], Task]] = {

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexa.post import tasks
-from kexa.post.rewards import BoxedInteger, LastWord, ListOf, RepeatedWord
+from kexa.post.rewards import BoxedInteger, CountedUp, ListOf, RepeatedWord
 
 CASES = [
     (BoxedInteger(12), "\\boxed{12}", "right"),
@@ -28,20 +28,29 @@ CASES = [
     (RepeatedWord("cat", 3), "catcatcat", "wrong"),
     (RepeatedWord("cat", 3), "the cat cat cat", "wrong"),
     (RepeatedWord("cat", 3), " ... ", "unreadable"),
-    (ListOf(3), "red, green, blue.", "right"),
-    (ListOf(2), "赤、青", "right"),
-    (ListOf(3), "red, green", "wrong"),
-    (ListOf(3), "red, red, blue", "wrong"),
-    (ListOf(3), "red, , blue", "wrong"),
-    (ListOf(2), "red,\nblue", "wrong"),
-    (ListOf(2), ", ,", "unreadable"),
-    (LastWord("bird"), "I saw a bird.", "right"),
-    (LastWord("bird"), "I saw a Bird!", "right"),
-    (LastWord("鳥"), "今日の話題は鳥", "right"),
-    (LastWord("bird"), "I saw a blackbird.", "wrong"),
-    (LastWord("bird"), "bird", "wrong"),
-    (LastWord("bird"), "bird is what I saw", "wrong"),
-    (LastWord("bird"), "", "unreadable"),
+    (ListOf(3, "commas"), "red, green, blue.", "right"),
+    (ListOf(2, "commas"), "赤、青", "right"),
+    (ListOf(3, "commas"), "red, green", "wrong"),
+    (ListOf(3, "commas"), "red, red, blue", "wrong"),
+    (ListOf(3, "commas"), "red, , blue", "wrong"),
+    (ListOf(2, "commas"), "red,\nblue", "wrong"),
+    (ListOf(2, "commas"), "red\nblue", "wrong"),
+    (ListOf(2, "commas"), ", ,", "unreadable"),
+    (ListOf(2, "lines"), "red\nblue\n", "right"),
+    (ListOf(2, "lines"), "- red\n- blue.", "right"),
+    (ListOf(2, "lines"), "red, blue", "wrong"),
+    (ListOf(2, "lines"), "red\n\nblue", "wrong"),
+    (ListOf(3, "lines"), "red\nblue, green", "wrong"),
+    (ListOf(2, "lines"), "red\nRed", "wrong"),
+    (ListOf(2, "lines"), "\n", "unreadable"),
+    (CountedUp(8, 11), "8, 9, 10, 11", "right"),
+    (CountedUp(8, 10), "8、9、10。", "right"),
+    (CountedUp(8, 11), "8, 9, 10", "wrong"),
+    (CountedUp(8, 10), "8, 9, 10, 11", "wrong"),
+    (CountedUp(8, 10), "10, 9, 8", "wrong"),
+    (CountedUp(8, 10), "8, 9, ten", "wrong"),
+    (CountedUp(8, 10), "8 9 10", "wrong"),
+    (CountedUp(8, 10), "eight", "unreadable"),
 ]
 
 
@@ -52,7 +61,7 @@ def test_outcomes(check, answer, outcome):
     assert verdict.reward == (1.0 if outcome == "right" else 0.0)
 
 
-checks = st.sampled_from([BoxedInteger(7), RepeatedWord("bär", 2), ListOf(2), LastWord("말")])
+checks = st.sampled_from([BoxedInteger(7), RepeatedWord("bär", 2), ListOf(2, "lines"), CountedUp(7, 8)])
 pieces = st.sampled_from(["\\boxed{", "}", "7", "bär ", ", ", "말", "\n", "\\", "\x00", "\ud800"])
 answers = st.text() | st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)
 

@@ -16,13 +16,14 @@ def test_the_worked_answer_passes_its_own_check(family, side):
 
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)
-def test_sides_share_no_prompt_whatever_the_seed(family):
+def test_sides_share_no_question_whatever_the_seed(family):
     drawn = {
         side: [t for seed in (0, 1) for t in tasks.generate(family, side, 600, seed)]
         for side in ("train", "heldout")
     }
-    train, heldout = ({t.prompt for t in side} for side in drawn.values())
-    assert train and heldout and not train & heldout
+    for key in ("question", "prompt"):
+        train, heldout = ({getattr(t, key) for t in side} for side in drawn.values())
+        assert train and heldout and not train & heldout
 
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)
@@ -40,7 +41,7 @@ def test_reasoning_of_a_sum_is_true_step_by_step():
             assert eval(left) == int(right)
             assert total is None or left.startswith(str(total))
             total = int(right)
-        assert task.check.value == total == eval(task.prompt.rpartition(": ")[2])
+        assert task.check.value == total == eval(task.question)
 
 
 def test_draws_repeat_and_seeds_differ():
