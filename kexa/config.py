@@ -252,7 +252,8 @@ class SFTConfig:
     """Supervised fine-tuning: what it is made of and how long it lasts."""
 
     examples: dict[str, int]  # conversations drawn per task family (math, instruction)
-    dialogues: int  # conversations of human small talk, at most what the source holds
+    dialogue_source: str  # the data card of human small talk
+    dialogues: int  # conversations of it, at most what the source holds
     max_terms: int  # size of the sums, in training and in every later stage: numbers in one
     max_number: int  # and the largest of them
     reasoning_ratio: float  # reported: 1.5 reasoning tokens to 1 non-reasoning (EXAONE 4.0)

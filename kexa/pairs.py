@@ -121,7 +121,7 @@ def check(folder: Path = NOTEBOOKS) -> list[str]:
 def commit_outputs(runs: Path, folder: Path = NOTEBOOKS) -> list[Path]:
     """Take the outputs of the executed notebooks in a run directory into the pairs.
 
-    Progress and warnings (stderr, widgets) and all timing are dropped; what remains repeats for equal
+    Progress, warnings (stderr, widgets) and all timing are dropped; what remains repeats for equal
     seeds.
 
     Raises:

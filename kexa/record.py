@@ -121,16 +121,6 @@ class Run:
         print(f"{'holds' if holds else 'FAILS'}: {claim} ({measured})")
         self._checks.append({"claim": claim, "holds": bool(holds), "measured": measured})
 
-    def goal(self, claim: str, reached: bool, measured: str) -> None:
-        """Print and record a claim that is aimed at and not yet reached at every profile.
-
-        Unlike :meth:`check` it does not stop the stages that follow; every page that shows it says
-        whether it was reached.
-        """
-        print(f"{'reached' if reached else 'NOT REACHED'}: {claim} ({measured})")
-        entry = {"claim": claim, "holds": bool(reached), "measured": measured, "goal": True}
-        self._checks.append(entry)
-
     def finish(self) -> None:
         """Write ``results.json``.
 
@@ -151,7 +141,7 @@ class Run:
         write_atomic(
             self.dir / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n"
         )
-        failed = [c for c in self._checks if not c["holds"] and "goal" not in c]
+        failed = [c for c in self._checks if not c["holds"]]
         if failed:
             raise CheckFailed("; ".join(f"{c['claim']} ({c['measured']})" for c in failed))
 

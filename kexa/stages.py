@@ -149,12 +149,12 @@ def fingerprint(
         parts[f"module {module}"] = module_hash(module)
     for section in ("runtime", *stage.sections):
         parts[f"config {section}"] = _hash(as_dict(getattr(config, section)))
-    if "data" in stage.sections:
-        for name in config.data.sources:
-            card = ROOT / "data_cards" / f"{name}.md"
-            parts[f"card {name}"] = _hash(
-                card.read_text(encoding="utf-8") if card.is_file() else ""
-            )
+    sources = config.data.sources if "data" in stage.sections else []
+    if "sft" in stage.sections:
+        sources = [*sources, config.sft.dialogue_source]
+    for name in sources:
+        card = ROOT / "data_cards" / f"{name}.md"
+        parts[f"card {name}"] = _hash(card.read_text(encoding="utf-8") if card.is_file() else "")
     for need in stage.needs:
         parts[f"stage {need}"] = _hash(fingerprint(table()[need], config, seed, parameters))
     return parts | {

@@ -51,7 +51,7 @@ model = load_hf(notebook.require(run, "05_context_extension") / "model").to(run.
 # into the context with an empty block, so old reasoning does not fill it.
 
 # %%
-task = tasks.generate("math", "train", 1, seed, config.max_terms, config.max_number)[0]
+task = tasks.generate("math", "sft", 1, seed, config.max_terms, config.max_number)[0]
 again = [{"role": "user", "content": "Once more?"}, *task.messages(thinking=True)[1:]]
 print(render_chat([*task.messages(thinking=True), *again]))
 
@@ -77,10 +77,11 @@ print(dict(turns))
 # %% [markdown]
 # ## What it learns from
 #
-# Verifiable tasks with worked solutions (sums; repeat, list, end with a word) in six languages, in
+# Verifiable tasks with worked solutions (sums; lists, repetition, counting) in six languages, in
 # both modes, and human small talk without reasoning. EXAONE 4.0, whose pipeline K-EXAONE inherits,
-# reports 1.5 reasoning tokens to 1 non-reasoning token; the larger side is cut to that ratio. What
-# the held-out side asks never appears in training, in any language.
+# reports 1.5 reasoning tokens to 1 non-reasoning token; the larger side is cut to that ratio. Two
+# fifths of all questions are imitated here, two fifths are left for reinforcement learning to
+# practise on, and the held-out fifth appears in no training, in any language.
 
 
 # %%
@@ -97,9 +98,9 @@ def conversations(side, counts):
     ]
 
 
-talk, heldout_talk = sft.dialogues(tasks.HELDOUT_SHARE)
+talk, heldout_talk = sft.dialogues(config.dialogue_source, tasks.HELDOUT_SHARE)
 talk = random.Random(seed).sample(talk, min(config.dialogues, len(talk)))
-train = conversations("train", config.examples) + talk
+train = conversations("sft", config.examples) + talk
 heldout = conversations("heldout", dict.fromkeys(tasks.FAMILIES, 150)) + heldout_talk[:150]
 
 

@@ -64,9 +64,10 @@ print(f"inverse perplexities 0.5 and 0.4, advantages 1 and -1: loss {loss:.3f}")
 # ## Rewards
 #
 # Two of the report's domains: chat, scored by a rubric alone, and instruction following, where a
-# rule's verdict counts as well. The judge is a function from request and response to one score per
-# dimension. At this size it is a set of rules about the surface of a reply (`rules`); with the base
-# URL of an OpenAI-compatible server in the config, a language model answers the same questions.
+# rule's verdict counts as well and the rubric asks only what the rule leaves open. The judge is a
+# function from request and response to one score per dimension. At this size it is a set of rules
+# about the surface of a reply (`rules`); with the base URL of an OpenAI-compatible server in the
+# config, a language model answers the same questions.
 
 # %%
 judge = rule_judge if config.judge == "rules" else EndpointJudge(config.judge, config.judge_model)
@@ -78,7 +79,8 @@ print(rule_judge("Do you like music?", "Music music music", tuple(RUBRIC)))
 # %%
 def requests(side, count):
     """Half chat openings, half instruction tasks."""
-    talk = sft.dialogues(tasks.HELDOUT_SHARE)[side == "heldout"]
+    train, heldout = sft.dialogues(sums.dialogue_source, tasks.HELDOUT_SHARE)
+    talk = heldout if side == "heldout" else train
     openings = list(dict.fromkeys(example.messages[0]["content"] for example in talk))
     order = torch.randperm(len(openings), generator=generator(seed, "requests", side)).tolist()
     drawn = tasks.generate(
@@ -107,7 +109,7 @@ def sampled(chosen, group_size, label):
 # %%
 heldout = requests("heldout", config.heldout_prompts)
 _, before, parts_before = sampled(heldout, config.heldout_samples, "before")
-chosen = requests("train", config.prompts)
+chosen = requests("rl", config.prompts)
 groups, train_rewards, _ = sampled(chosen, config.group_size, "train")
 
 # %% [markdown]
@@ -157,7 +159,7 @@ run.value("held-out preference reward after", after.mean().item(), headline=True
 run.value(
     "held-out preference gain", gain.estimate, note=f"95% paired interval {gain}", headline=True
 )
-run.goal(
+run.check(
     "GROUPER raises the mean preference reward on held-out prompts: 95% paired interval above zero",
     gain.low > 0,
     f"gain {gain}",

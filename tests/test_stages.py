@@ -92,6 +92,24 @@ def test_only_declared_config_sections_count(folder, config):
     assert not any(changed(config, with_section("data", heldout_share=0.9)).values())
 
 
+def test_cards_count_where_their_sources_are_read(folder, config, monkeypatch):
+    """Dialogues are read by what fine-tunes, the other sources by what reads the data section."""
+    (folder / "stages.toml").write_text(
+        TABLE.replace('["tokenizer"]', '["data"]').replace('["model"]', '["sft"]')
+    )
+    stages.table.cache_clear()
+    cards = folder / "data_cards"
+    cards.mkdir()
+    for name in (config.data.sources[0], config.sft.dialogue_source):
+        (cards / f"{name}.md").write_text("size: 1")
+    monkeypatch.setattr(stages, "module_hash", lambda module: module)
+    monkeypatch.setattr(stages, "ROOT", folder)
+    dialogues = edit(cards / f"{config.sft.dialogue_source}.md", "1", "2")
+    assert changed(config, dialogues) == {"01_first": False, "02_second": True}
+    source = edit(cards / f"{config.data.sources[0]}.md", "1", "2")
+    assert changed(config, source) == {"01_first": True, "02_second": True}
+
+
 def test_seed_and_known_parameters_count(folder, config):
     second = stages.find("02")
     base = stages.fingerprint(second, config, 0)

@@ -27,7 +27,6 @@ from kexa.data import sources
 from kexa.data.chat import Message, encode_chat
 from kexa.model import KexaForCausalLM, Loss
 
-DIALOGUE_CARD = "chatterbot-dialogues"
 _DIALOGUE_FOLDERS = {
     "english": "en",
     "korean": "ko",
@@ -64,10 +63,14 @@ class Encoded:
         return sum(self.mask)
 
 
-def dialogues(heldout_share: float) -> tuple[list[Example], list[Example]]:
-    """Human small talk in five languages: (train, held out), split by a hash of the first turn."""
+def dialogues(source: str, heldout_share: float) -> tuple[list[Example], list[Example]]:
+    """Human small talk in five languages: (train, held out), split by a hash of the first turn.
+
+    Args:
+        source: a data card whose files are YAML lists of conversations in a folder per language.
+    """
     sides: tuple[list[Example], list[Example]] = ([], [])
-    for name, data in sorted(sources.files(sources.load_card(DIALOGUE_CARD)).items()):
+    for name, data in sorted(sources.files(sources.load_card(source)).items()):
         folder = name.split("/")[-2] if "/" in name else ""
         if not name.endswith(".yml") or folder not in _DIALOGUE_FOLDERS:
             continue

@@ -1,20 +1,23 @@
 """Verifiable tasks: endless prompts of two families in six languages, with check and oracle.
 
-    math          small sums and differences; the answer stands in \\boxed{}
-    instruction   verifiable constraints: list so many things in this layout, repeat a word so often,
-                  count from one number to another
+    math          sums and differences of several small numbers; the answer stands in \\boxed{}
+    instruction   verifiable constraints: list so many things in this layout, write a number so
+                  often, count from one number to another
 
 A task carries a worked reasoning and answer, which is what supervised fine-tuning imitates before
-reinforcement learning replaces imitation by the check. Tasks fall on the training or the held-out
-side by a hash of what they ask (for a sum the expression, in whatever language), so the sides never
-share a question, whatever seed drew it.
+reinforcement learning replaces imitation by the check. A hash of what a task asks (for a sum the
+expression, in whatever language) puts it on one of three sides: imitated by fine-tuning, practised
+on in reinforcement and preference learning, or held out. The sides never share a question, whatever
+seed drew it.
 
 reported: a multi-task mix of verifiable domains (mathematics and instruction following are two of
 the four), languages en, ko, es, de, ja, vi.
 chosen: the tasks themselves, of a size that a model of a million parameters gets partly right. What
 a task is about stands at the end of its prompt, so that a window layer sees it from the reply.
-chosen: questions are combinations (numbers and signs; count, kind and layout; first and last
-number). What is held out is a combination whose parts are all trained on.
+chosen: three sides. On questions that it has imitated a small policy learns to recall; on others it
+makes the errors that it would make on new ones, and those are what a reward can mend.
+chosen: questions are combinations (two steps and more of a sum; count, kind and layout; first and
+last number). What is held out is a combination whose parts are all trained on.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from typing import Literal
 
 from kexa.post.rewards import BoxedInteger, Check, CountedUp, Layout, ListOf, RepeatedWord
 
-Side = Literal["train", "heldout"]
-HELDOUT_SHARE = 0.2
+Side = Literal["sft", "rl", "heldout"]
+HELDOUT_SHARE, RL_SHARE = 0.2, 0.4  # the rest is imitated
 FAMILIES = ("math", "instruction")
 LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
 
@@ -41,12 +44,12 @@ _SUM = {
     "vi": "Tính và trả lời trong \\boxed{{}}: {sum}",
 }
 _REPEAT = {
-    "en": "Write this word exactly {count} times: {word}",
-    "ko": "다음 단어를 정확히 {count}번 쓰세요: {word}",
-    "es": "Escribe esta palabra exactamente {count} veces: {word}",
-    "de": "Schreibe dieses Wort genau {count} Mal: {word}",
-    "ja": "次の単語をちょうど{count}回書いてください: {word}",
-    "vi": "Viết từ này đúng {count} lần: {word}",
+    "en": "Write this number exactly {times} times: {number}",
+    "ko": "다음 수를 정확히 {times}번 쓰세요: {number}",
+    "es": "Escribe este número exactamente {times} veces: {number}",
+    "de": "Schreibe diese Zahl genau {times} Mal: {number}",
+    "ja": "次の数をちょうど{times}回書いてください: {number}",
+    "vi": "Viết số này đúng {times} lần: {number}",
 }
 _LIST: dict[str, dict[Layout, str]] = {
     "en": {
@@ -82,37 +85,49 @@ _COUNT = {
     "ja": "読点で区切って数えてください: {first}から{last}まで",
     "vi": "Đếm, có dấu phẩy, từ {first} đến {last}",
 }
-# What can be listed and repeated, by language and kind.
+# What can be listed, by language and kind.
 _THINGS = {
     "en": {
         "animals": "dog cat horse cow bird fish bear wolf",
         "colours": "red blue green black white yellow brown grey",
         "foods": "bread rice milk egg apple soup cheese salt",
+        "clothes": "hat coat shirt shoe sock scarf glove belt",
+        "cities": "London Paris Berlin Madrid Rome Vienna Oslo Dublin",
     },
     "ko": {
         "동물": "개 고양이 말 소 새 물고기 곰 늑대",
         "색": "빨강 파랑 초록 검정 하양 노랑 갈색 회색",
         "음식": "빵 밥 우유 달걀 사과 국 치즈 소금",
+        "옷": "모자 외투 셔츠 신발 양말 목도리 장갑 바지",
+        "도시": "서울 부산 대구 인천 광주 대전 울산 수원",
     },
     "es": {
         "animales": "perro gato caballo vaca pájaro pez oso lobo",
         "colores": "rojo azul verde negro blanco amarillo marrón gris",
         "alimentos": "pan arroz leche huevo manzana sopa queso sal",
+        "prendas": "gorro abrigo camisa zapato calcetín bufanda guante cinturón",
+        "ciudades": "Madrid Sevilla Lima Quito Bogotá Toledo Cádiz León",
     },
     "de": {
         "Tiere": "Hund Katze Pferd Kuh Vogel Fisch Bär Wolf",
         "Farben": "Rot Blau Grün Schwarz Weiß Gelb Braun Grau",
         "Speisen": "Brot Reis Milch Ei Apfel Suppe Käse Salz",
+        "Kleidungsstücke": "Hut Mantel Hemd Schuh Socke Schal Handschuh Gürtel",
+        "Städte": "Berlin Hamburg Köln Bremen Leipzig Dresden Bonn Essen",
     },
     "ja": {
         "動物": "犬 猫 馬 牛 鳥 魚 熊 狼",
         "色": "赤 青 緑 黒 白 黄色 茶色 灰色",
         "食べ物": "パン 米 牛乳 卵 りんご スープ チーズ 塩",
+        "服": "帽子 コート シャツ 靴 靴下 マフラー 手袋 ズボン",
+        "都市": "東京 大阪 京都 奈良 神戸 札幌 仙台 福岡",
     },
     "vi": {
         "con vật": "chó mèo ngựa bò chim cá gấu sói",
         "màu": "đỏ xanh lục đen trắng vàng nâu xám",
         "món ăn": "bánh cơm sữa trứng táo canh thịt muối",
+        "quần áo": "mũ áo giày tất khăn váy quần găng",
+        "thành phố": "Huế Vinh Paris London Seoul Tokyo Oslo Roma",
     },
 }
 
@@ -131,9 +146,11 @@ class Task:
 
     @property
     def side(self) -> Side:
-        """Train or held out, by the question alone."""
-        digest = hashlib.sha256(self.question.encode("utf-8")).digest()
-        return "heldout" if digest[0] < 256 * HELDOUT_SHARE else "train"
+        """Imitated, practised on or held out, by the question alone."""
+        place = hashlib.sha256(self.question.encode("utf-8")).digest()[0] / 256
+        if place < HELDOUT_SHARE:
+            return "heldout"
+        return "rl" if place < HELDOUT_SHARE + RL_SHARE else "sft"
 
     def messages(self, thinking: bool) -> list[dict[str, str]]:
         """Prompt and worked answer as a conversation, with or without the reasoning."""
@@ -144,14 +161,14 @@ class Task:
 
 
 def generate(
-    family: str, side: Side, count: int, seed: int, max_terms: int = 3, max_number: int = 9
+    family: str, side: Side, count: int, seed: int, max_terms: int = 4, max_number: int = 9
 ) -> list[Task]:
     """Draw ``count`` tasks; repeats are possible, as in any random draw.
 
     Args:
         family: one of :data:`FAMILIES`.
         side: which side of the split the questions come from. max_terms, max_number: size of the
-        sums: 2 to ``max_terms`` numbers from 1 to ``max_number``.
+        sums: 3 to ``max_terms`` numbers from 1 to ``max_number``.
 
     Raises:
         ValueError: an unknown family.
@@ -175,7 +192,7 @@ def distinct(tasks: list[Task]) -> list[Task]:
 def _draw_sum(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
     total = rng.randint(1, max_number)
     text, steps = str(total), []
-    for _ in range(rng.randint(2, max_terms) - 1):
+    for _ in range(rng.randint(3, max_terms) - 1):
         sign, number = rng.choice("+-"), rng.randint(1, max_number)
         result = total + number if sign == "+" else total - number
         steps.append(f"{total}{sign}{number}={result}")
@@ -190,7 +207,7 @@ def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_num
 
 
 def _draw_list(rng: random.Random, language: str) -> Task:
-    kind, count = rng.choice(list(_THINGS[language])), rng.randint(2, 4)
+    kind, count = rng.choice(list(_THINGS[language])), rng.randint(2, 5)
     layout: Layout = rng.choice(("commas", "lines"))
     prompt = _LIST[language][layout].format(kind=kind, count=count)
     separator = _comma(language) if layout == "commas" else "\n"
@@ -200,15 +217,15 @@ def _draw_list(rng: random.Random, language: str) -> Task:
 
 
 def _draw_repeat(rng: random.Random, language: str) -> Task:
-    words = " ".join(_THINGS[language].values()).split()
-    word, times = rng.choice(words), rng.randint(2, 3)
-    prompt = _REPEAT[language].format(word=word, count=times)
-    answer = " ".join([word] * times)
-    return _instruction(language, f"{times} x {word}", prompt, RepeatedWord(word, times), answer)
+    number, times = rng.randint(1, 99), rng.randint(2, 5)
+    prompt = _REPEAT[language].format(number=number, times=times)
+    answer = " ".join([str(number)] * times)
+    check = RepeatedWord(str(number), times)
+    return _instruction(language, f"{times} x {number}", prompt, check, answer)
 
 
 def _draw_count(rng: random.Random, language: str) -> Task:
-    first = rng.randint(1, 12)
+    first = rng.randint(1, 60)
     last = first + rng.randint(2, 5)
     prompt = _COUNT[language].format(first=first, last=last)
     answer = _comma(language).join(map(str, range(first, last + 1)))

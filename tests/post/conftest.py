@@ -16,7 +16,7 @@ VOCAB = 640
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    drawn = [t for f in tasks.FAMILIES for t in tasks.generate(f, "train", 200, 0)]
+    drawn = [t for f in tasks.FAMILIES for t in tasks.generate(f, "sft", 200, 0)]
     return bpe.train(
         [f"{t.prompt}\n{t.reasoning}.\n\n{t.answer}" for t in drawn], VOCAB, PHRASES, "NFC"
     )

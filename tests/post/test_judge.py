@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexa.post.judge import RUBRIC, EndpointJudge, preference_reward, rule_judge
-from kexa.post.rewards import Verdict
+from kexa.post.judge import (
+    RUBRIC,
+    EndpointJudge,
+    Request,
+    preference_reward,
+    rule_judge,
+    score_groups,
+)
+from kexa.post.rewards import RepeatedWord, Verdict
+from kexa.post.rollout import Group, Response
 
 NAMES = tuple(RUBRIC)
 
@@ -49,6 +57,22 @@ def test_rule_scores_lie_in_the_unit_interval(request, response):
 
 def test_an_empty_reply_earns_nothing():
     assert set(rule_judge("Hi", " ...", NAMES).values()) == {0.0}
+
+
+def test_numbers_are_in_every_language():
+    assert rule_judge("쓰세요: 7", "7 7 7", ["language"]) == {"language": 1.0}
+
+
+def test_a_prompt_with_a_rule_is_asked_what_the_rule_leaves_open():
+    """``7 7 7`` is right, though neither varied nor a sentence; a chat reply is asked all."""
+    replies = [Response([1], [0.0], True, "", text) for text in ("7 7 7", "7 7")]
+    requests = [Request("Write 7 three times", RepeatedWord("7", 3)), Request("Hi")]
+    rewards, parts = score_groups(requests, [Group([1], replies)] * 2, rule_judge, 0.5)
+    assert rewards[0].tolist() == [1.0, 0.5]
+    assert parts["rule"][0].tolist() == [1.0, 0.0] and parts["rule"][1].isnan().all()
+    assert parts["varied"][0].isnan().all() and parts["language"][0].tolist() == [1.0, 1.0]
+    assert parts["varied"][1].tolist() == pytest.approx([1 / 3, 1 / 2])
+    assert rewards[1].tolist() == pytest.approx([(1 + 1 + 1 / 3) / 5, (1 + 1 + 1 / 2) / 5])
 
 
 def test_an_unknown_dimension_is_refused_by_name():

@@ -61,7 +61,9 @@ def test_outcomes(check, answer, outcome):
     assert verdict.reward == (1.0 if outcome == "right" else 0.0)
 
 
-checks = st.sampled_from([BoxedInteger(7), RepeatedWord("bär", 2), ListOf(2, "lines"), CountedUp(7, 8)])
+checks = st.sampled_from(
+    [BoxedInteger(7), RepeatedWord("bär", 2), ListOf(2, "lines"), CountedUp(7, 8)]
+)
 pieces = st.sampled_from(["\\boxed{", "}", "7", "bär ", ", ", "말", "\n", "\\", "\x00", "\ud800"])
 answers = st.text() | st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)
 
@@ -74,7 +76,7 @@ def test_checks_never_raise(check, answer):
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_no_constant_answer_earns_much(family):
     """A reward that a fixed string collects teaches that string."""
-    drawn = tasks.generate(family, "train", 400, 1)
+    drawn = tasks.generate(family, "sft", 400, 1)
     constants = ["", "0", "\\boxed{}", "\\boxed{0}", "\\boxed{5}", "a", "a, b", "a, b, c", "yes."]
     for answer in constants:
         share = sum(t.check(answer).reward for t in drawn) / len(drawn)

@@ -50,7 +50,7 @@ PREFERENCE = PreferenceConfig(
 
 
 def sampled(model, tokenizer, thinking=True, temperature=1.0, seed=0, group_size=3):
-    drawn = tasks.generate("math", "train", 3, seed) + tasks.generate("instruction", "train", 3, 1)
+    drawn = tasks.generate("math", "rl", 3, seed) + tasks.generate("instruction", "rl", 3, 1)
     return respond(
         model,
         tokenizer,
@@ -109,7 +109,7 @@ def test_collate_by_hand():
 
 
 def test_a_cut_off_response_is_unreadable_even_when_its_text_is_right():
-    task = tasks.generate("math", "train", 1, 0)[0]
+    task = tasks.generate("math", "rl", 1, 0)[0]
     done = Response([1], [0.0], True, "", task.answer)
     found = judge(task.check, Group([1], [done, dataclasses.replace(done, finished=False)]))
     assert [v.outcome for v in found] == ["right", "unreadable"]
@@ -126,7 +126,7 @@ def odd_length(answer):
 
 
 def lucky_tasks(step):
-    drawn = tasks.generate("math", "train", RL.prompts, step)
+    drawn = tasks.generate("math", "rl", RL.prompts, step)
     return [dataclasses.replace(task, check=odd_length) for task in drawn]
 
 
@@ -181,7 +181,7 @@ def test_a_batch_without_information_makes_no_update(model, tokenizer):
     freeze_router(model)
 
     def draw(step):
-        return tasks.generate("math", "train", RL.prompts, step)
+        return tasks.generate("math", "rl", RL.prompts, step)
 
     iterations = list(agapo.train(model, build_optimizers(model, RL), tokenizer, draw, RL, seed=0))
     assert all(not it.kept_Q.any() and it.ratios == [] for it in iterations)

@@ -21,7 +21,7 @@ def examples(count):
     return [
         sft.Example(family, task.language, task.messages(thinking=i % 3 > 0))
         for family in tasks.FAMILIES
-        for i, task in enumerate(tasks.generate(family, "train", count, 0))
+        for i, task in enumerate(tasks.generate(family, "sft", count, 0))
     ]
 
 
@@ -127,10 +127,10 @@ def test_dialogues_are_split_by_their_first_turn(monkeypatch):
         "chatterbot_corpus/data/klingon/x.yml": b"conversations:\n- - nuqneH\n  - nuqneH\n",
     }
     monkeypatch.setattr(sources, "files", lambda card: files)
-    train, heldout = sft.dialogues(0.2)
+    train, heldout = sft.dialogues("chatterbot-dialogues", 0.2)
     assert len(train) + len(heldout) == 301
     assert 30 < len(heldout) < 90
     first = [{e.messages[0]["content"] for e in side} for side in (train, heldout)]
     assert not first[0] & first[1]
     assert all(e.messages[-1]["role"] == "assistant" and not e.reasons for e in train + heldout)
-    assert sft.dialogues(0.0)[1] == []
+    assert sft.dialogues("chatterbot-dialogues", 0.0)[1] == []

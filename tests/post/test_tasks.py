@@ -7,7 +7,7 @@ import pytest
 from kexa.post import tasks
 
 
-@pytest.mark.parametrize("side", ["train", "heldout"])
+@pytest.mark.parametrize("side", ["sft", "rl", "heldout"])
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_the_worked_answer_passes_its_own_check(family, side):
     for task in tasks.generate(family, side, 400, 3, max_terms=4, max_number=20):
@@ -19,22 +19,22 @@ def test_the_worked_answer_passes_its_own_check(family, side):
 def test_sides_share_no_question_whatever_the_seed(family):
     drawn = {
         side: [t for seed in (0, 1) for t in tasks.generate(family, side, 600, seed)]
-        for side in ("train", "heldout")
+        for side in ("sft", "rl", "heldout")
     }
     for key in ("question", "prompt"):
-        train, heldout = ({getattr(t, key) for t in side} for side in drawn.values())
-        assert train and heldout and not train & heldout
+        sets = [{getattr(t, key) for t in side} for side in drawn.values()]
+        assert all(sets) and len(set().union(*sets)) == sum(map(len, sets))
 
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_every_language_has_a_fair_share(family):
-    counts = Counter(t.language for t in tasks.generate(family, "train", 1200, 5))
+    counts = Counter(t.language for t in tasks.generate(family, "sft", 1200, 5))
     assert set(counts) == set(tasks.LANGUAGES)
     assert min(counts.values()) > 100
 
 
 def test_reasoning_of_a_sum_is_true_step_by_step():
-    for task in tasks.generate("math", "train", 200, 7):
+    for task in tasks.generate("math", "sft", 200, 7):
         total = None
         for line in task.reasoning.splitlines():
             left, right = line.split("=")
@@ -45,17 +45,17 @@ def test_reasoning_of_a_sum_is_true_step_by_step():
 
 
 def test_draws_repeat_and_seeds_differ():
-    first = tasks.generate("math", "train", 20, 0)
-    assert first == tasks.generate("math", "train", 20, 0)
-    assert first != tasks.generate("math", "train", 20, 1)
+    first = tasks.generate("math", "sft", 20, 0)
+    assert first == tasks.generate("math", "sft", 20, 0)
+    assert first != tasks.generate("math", "sft", 20, 1)
 
 
 def test_distinct_keeps_the_first_of_each_prompt():
-    drawn = tasks.generate("instruction", "train", 100, 0)
+    drawn = tasks.generate("instruction", "sft", 100, 0)
     kept = tasks.distinct(drawn + drawn)
     assert [t.prompt for t in kept] == list(dict.fromkeys(t.prompt for t in drawn))
 
 
 def test_an_unknown_family_is_refused_by_name():
     with pytest.raises(ValueError, match="'maths'.*math, instruction"):
-        tasks.generate("maths", "train", 1, 0)
+        tasks.generate("maths", "sft", 1, 0)
