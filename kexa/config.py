@@ -275,6 +275,7 @@ class RLConfig:
     iterations: int  # rollout batches
     prompts: int  # B: prompts per rollout batch, half of each task family
     group_size: int  # G: responses per prompt
+    groups_per_pass: int  # groups in one forward pass; bounds memory, not the gradient
     updates: int  # optimizer steps per rollout batch: all but the first are off-policy
     epsilon: float  # upper truncation of importance ratios
     temperature: float
@@ -290,6 +291,7 @@ class PreferenceConfig:
     """GROUPER. None of these values is published (SimPER: learning rate 3e-7 to 1e-6, 1 epoch)."""
 
     prompts: int  # offline groups
+    chat_share: float  # of them are chat, the rest instruction tasks; held out, half are
     group_size: int  # G: responses per prompt
     rule_weight: float  # share of the rule's verdict where a prompt has one
     judge: str  # "rules", or the base URL of an OpenAI-compatible server

@@ -85,35 +85,38 @@ print(dict(turns))
 
 
 # %%
-def conversations(side, counts):
-    """Worked tasks of one side: three in five with reasoning."""
-    drawn = {
-        family: tasks.generate(family, side, count, seed, config.max_terms, config.max_number)
-        for family, count in counts.items()
-    }
+def worked(drawn):
+    """Tasks with their solutions as conversations: three in five with reasoning."""
     return [
-        sft.Example(family, task.language, task.messages(thinking=i % 5 < 3))
-        for family, listed in drawn.items()
-        for i, task in enumerate(tasks.distinct(listed) if side == "heldout" else listed)
+        sft.Example(task.family, task.language, task.messages(thinking=i % 5 < 3))
+        for i, task in enumerate(drawn)
     ]
 
 
+def heldout_tasks(family, count, salt):
+    return tasks.distinct(family, "heldout", count, salt, config.max_terms, config.max_number)
+
+
 talk, heldout_talk = sft.dialogues(config.dialogue_source, tasks.HELDOUT_SHARE)
-talk = random.Random(seed).sample(talk, min(config.dialogues, len(talk)))
-train = conversations("sft", config.examples) + talk
-heldout = conversations("heldout", dict.fromkeys(tasks.FAMILIES, 150)) + heldout_talk[:150]
+train = random.Random(seed).sample(talk, min(config.dialogues, len(talk)))
+heldout = heldout_talk[:150]
+for family, count in config.examples.items():
+    drawn = tasks.generate(family, "sft", count, seed, config.max_terms, config.max_number)
+    train += worked(drawn)
+    heldout += worked(heldout_tasks(family, 150, seed))
 
 
 # %%
-def packed(examples):
+def packed(examples, batch_size):
     """Conversations of both modes in the reported ratio, in rows."""
     encoded = sft.encode_examples(vocabulary, examples, config.sequence_length)
     chats = sft.balance(encoded, config.reasoning_ratio, seed)
     pad = model.config.pad_token_id
-    return chats, sft.PackedChats(chats, config.sequence_length, config.batch_size, pad, seed)
+    return chats, sft.PackedChats(chats, config.sequence_length, batch_size, pad, seed)
 
 
-(train_chats, batches), (_, validation) = packed(train), packed(heldout)
+train_chats, batches = packed(train, config.batch_size)
+_, validation = packed(heldout, batch_size=1)
 tokens = sum(len(chat.ids) for chat in train_chats)
 share = sum(chat.loss_tokens for chat in train_chats) / tokens
 print(f"{len(train_chats):,} conversations, {tokens:,} tokens, {share:.0%} of them carry loss")
@@ -128,18 +131,10 @@ run.value("share of tokens that carry loss", share)
 
 # %%
 def accuracy(label):
-    """{(family, mode): (right, tries)} on held-out tasks, one sample each at temperature 1."""
+    """{(family, mode): outcomes} on held-out tasks, one sample each at temperature 1."""
     result = {}
     for family in tasks.FAMILIES:
-        drawn = tasks.generate(
-            family,
-            "heldout",
-            8 * config.heldout_prompts,
-            seed + 1,
-            config.max_terms,
-            config.max_number,
-        )
-        chosen = tasks.distinct(drawn)[: config.heldout_prompts]
+        chosen = heldout_tasks(family, config.heldout_prompts, seed + 1)
         for mode, thinking in {"reasoning": True, "non-reasoning": False}.items():
             _, verdicts = attempt(
                 model, vocabulary, chosen, 1,
@@ -148,7 +143,7 @@ def accuracy(label):
             )  # fmt: skip
             outcomes = Counter(v.outcome for row in verdicts for v in row)
             print(f"{label} {family}, {mode}: {dict(outcomes)}")
-            result[family, mode] = (outcomes["right"], len(chosen))
+            result[family, mode] = outcomes
     return result
 
 
@@ -195,10 +190,17 @@ run.figure(ax.figure, "loss", caption="Fine-tuning loss; held-out loss before an
 
 # %%
 groups = [f"{family}, {mode}" for family, mode in after]
-shares = {
-    label: [wilson(right, n) for right, n in result.values()]
-    for label, result in {"before": before, "after": after}.items()
-}
+
+
+def shares_of(*outcomes):
+    """Share of replies with one of these outcomes in every setting, before and after."""
+    return {
+        label: [wilson(sum(found[o] for o in outcomes), found.total()) for found in result.values()]
+        for label, result in {"before": before, "after": after}.items()
+    }
+
+
+shares = shares_of("right")
 gains = sum(b.estimate < a.estimate for b, a in zip(*shares.values(), strict=True))
 ax = plot.grouped_bars(
     groups,
@@ -212,6 +214,24 @@ run.figure(
 )
 for name, share in zip(groups, shares["after"], strict=True):
     run.value(f"right answers, {name}", share.estimate, headline="non" not in name)
+
+# %% [markdown]
+# The format is learned when a check can read the reply, whether right or wrong.
+
+# %%
+readable = shares_of("right", "wrong")["after"]
+run.check(
+    "both modes of both families: at least 90% of the replies can be read by their check",
+    all(share.estimate >= 0.9 for share in readable),
+    ", ".join(f"{share.estimate:.0%}" for share in readable),
+)
+run.check(
+    "both modes of both families: more right answers than before, 95% intervals apart",
+    all(b.high < a.low for b, a in zip(shares["before"], shares["after"], strict=True)),
+    ", ".join(
+        f"{b.estimate:.0%} to {a.estimate:.0%}" for b, a in zip(*shares.values(), strict=True)
+    ),
+)
 
 # %% [markdown]
 # ## What changes at full scale

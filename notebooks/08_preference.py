@@ -77,17 +77,15 @@ print(rule_judge("Do you like music?", "Music music music", tuple(RUBRIC)))
 
 
 # %%
-def requests(side, count):
-    """Half chat openings, half instruction tasks."""
+def requests(side, count, chat_share):
+    """Openings of conversations, and instruction tasks for the rest."""
     train, heldout = sft.dialogues(sums.dialogue_source, tasks.HELDOUT_SHARE)
     talk = heldout if side == "heldout" else train
     openings = list(dict.fromkeys(example.messages[0]["content"] for example in talk))
     order = torch.randperm(len(openings), generator=generator(seed, "requests", side)).tolist()
-    drawn = tasks.generate(
-        "instruction", side, 16 * count, seed + 3, sums.max_terms, sums.max_number
-    )
-    chosen = [Request(openings[i]) for i in order[: count // 2]]
-    return chosen + [Request(t.prompt, t.check) for t in tasks.distinct(drawn)[: count // 2]]
+    chats = [Request(openings[i]) for i in order[: round(count * chat_share)]]
+    ruled = tasks.distinct("instruction", side, count - len(chats), seed + 3)
+    return chats + [Request(task.prompt, task.check) for task in ruled]
 
 
 def sampled(chosen, group_size, label):
@@ -104,12 +102,13 @@ def sampled(chosen, group_size, label):
 # ## Groups from the initial policy
 #
 # Sampled once, before any update (reported); so are the held-out replies for the first half of the
-# comparison.
+# comparison. Two prompts in three are instruction tasks: learning to chat costs instruction
+# following, and these hold it. Among the held-out prompts the two count equally.
 
 # %%
-heldout = requests("heldout", config.heldout_prompts)
+heldout = requests("heldout", config.heldout_prompts, chat_share=0.5)
 _, before, parts_before = sampled(heldout, config.heldout_samples, "before")
-chosen = requests("rl", config.prompts)
+chosen = requests("rl", config.prompts, config.chat_share)
 groups, train_rewards, _ = sampled(chosen, config.group_size, "train")
 
 # %% [markdown]
@@ -136,11 +135,14 @@ for step in grouper.train(model, build_adamw(model, config), groups, train_rewar
 
 # %%
 steps = range(len(curve))
-first, last = ({k: c[k] for k in ("preferred", "rejected")} for c in (curve[0], curve[-1]))
-margins = [c["preferred"] - c["rejected"] for c in (first, last)]
+epoch = len(curve) // config.epochs
+margins = [
+    sum(c["preferred"] - c["rejected"] for c in part) / epoch
+    for part in (curve[:epoch], curve[-epoch:])
+]
 ax = plot.lines(
     {name: (steps, [c[name] for c in curve]) for name in ("preferred", "rejected")},
-    f"Preferred over rejected replies: {margins[0]:+.3f} before, {margins[1]:+.3f} after",
+    f"Preferred over rejected replies: {margins[0]:+.3f} in epoch 1, {margins[1]:+.3f} in the last",
     "optimizer step",
     "mean inverse perplexity",
 )
@@ -159,6 +161,11 @@ run.value("held-out preference reward after", after.mean().item(), headline=True
 run.value(
     "held-out preference gain", gain.estimate, note=f"95% paired interval {gain}", headline=True
 )
+chats = [request.check is None for request in heldout]
+for domain, rows in {"chat": chats, "instructions": [not chat for chat in chats]}.items():
+    part = paired_interval(before.mean(1)[rows].tolist(), after.mean(1)[rows].tolist())
+    run.value(f"gain on {domain}", part.estimate, note=f"95% paired interval {part}")
+    print(f"{domain}: {part}")
 run.check(
     "GROUPER raises the mean preference reward on held-out prompts: 95% paired interval above zero",
     gain.low > 0,

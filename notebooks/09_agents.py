@@ -102,7 +102,7 @@ def judged(policy):
 agent = ModelPolicy(model, vocabulary, config.max_new_tokens, config.context)
 results = {
     "silent": judged(silent),
-    "guessing": judged(Guesser(seed)),
+    "guessing": judged(Guesser(seed + 1000)),  # not one that the filter has tried
     "model": judged(agent),
     "oracle": judged(oracle(tasks)),
 }
@@ -169,11 +169,11 @@ for message in shown.episode.messages[1:]:
 # %% [markdown]
 # ## The search agent
 #
-# A local web of towns, each page with one dated fact among filler. A question asks which of twelve
-# towns has the oldest bridge, so its answer needs twelve pages at once. Our small model cannot do
-# this (see below), so a scripted reader plays all three roles: primary agent, summarizer and
-# compressor. It knows only what the conversation shows. With a *short memory* it is shown the task
-# and the latest messages that fit a token budget, as a model with a full context would be.
+# A local web of towns, each page with one dated fact among filler. A question asks which of
+# several towns has the oldest bridge, so its answer needs all their pages at once. Our small model
+# cannot do this (see below), so a scripted reader plays all three roles: primary agent, summarizer
+# and compressor. It knows only what the conversation shows. With a *short memory* it is shown the
+# task and the latest messages that fit a token budget, as a model with a full context would be.
 
 # %%
 web = towns.pages(seed)
@@ -276,9 +276,9 @@ print(
 # %%
 rate = {name: result[1].estimate for name, result in results.items()}
 run.check(
-    "the oracle passes every task, saying nothing and guessing pass none",
-    (rate["oracle"], rate["silent"], rate["guessing"]) == (1, 0, 0),
-    f"{rate['oracle']:.0%}, {rate['silent']:.0%}, {rate['guessing']:.0%}",
+    "the oracle passes every task, saying nothing passes none, a new guesser below a third",
+    rate["oracle"] == 1 and rate["silent"] == 0 and results["guessing"][1].high < 1 / 3,
+    f"{rate['oracle']:.0%}, {rate['silent']:.0%}, {results['guessing'][1]}",
 )
 run.check(
     "with the compressor the largest request and all tokens together are smaller",
@@ -302,7 +302,7 @@ run.check(
 # and the same model plays the sub-agents. Only the policy changes here: `EndpointPolicy` asks any
 # server that speaks the OpenAI chat protocol; tasks, filter, outcomes and record stay. What the
 # script hides is the sub-agents' quality: a summary that misses a fact or a record that drops one
-# costs a model its answer, and `Report` counts both kinds of failure.
+# costs a model its answer. `Report` counts replies of the sub-agents in a wrong format, not facts.
 
 # %%
 run.finish()

@@ -107,12 +107,14 @@ for i, option in enumerate(example.options):
 solutions = {p["task_id"]: p["canonical_solution"] for p in items.humaneval_problems()}
 programs = benchmarks[-1].items
 accepted = sum(item.check(solutions[item.id]).outcome == "right" for item in programs)
-refused = sum(item.check("    pass\n").outcome == "wrong" for item in programs)
+stubs = ("    pass\n", "    exit()\n")
+refused = sum(all(item.check(s).outcome == "wrong" for s in stubs) for item in programs)
 print(f"HumanEval: {accepted} of {len(programs)} published solutions pass, {refused} stubs fail")
 
 # %% [markdown]
-# And no question may stand in the training text. An item is contaminated when ten words of its
-# question, or all of them if it is shorter, occur in a row in a training document.
+# And no question may stand in the text of pretraining. An item is contaminated when ten words of
+# its question, or all of them if it is shorter, occur in a row in a document. The tasks of
+# fine-tuning and reinforcement learning are kept apart from the held-out ones by a hash.
 
 # %%
 corpus = load_corpus(run.config.data)
@@ -278,7 +280,7 @@ run.check(
 )
 dirty = {name: found for name, found in overlaps.items() if name in ("HumanEval", "math tasks")}
 run.check(
-    "no HumanEval problem and no held-out sum stands in the training text",
+    "no HumanEval problem and no held-out sum stands in the text of pretraining",
     not any(dirty.values()),
     f"{sum(map(len, dirty.values()))} found",
 )

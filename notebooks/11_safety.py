@@ -106,7 +106,8 @@ if config.judge == "rules":
     ask = judge.rule_judge
 else:
     ask = judge.EndpointJudge(config.judge, config.judge_model)
-calibration = judge.agreement(ask, judge.labelled_pairs(), seed)
+pairs = judge.labelled_pairs({area.name: area.criteria for area in areas})
+calibration = judge.agreement(ask, pairs, seed)
 total = calibration.counts.total()
 print(f"kappa {calibration.kappa}")
 print(f"it gave a verdict on {calibration.told} of {total} responses, {calibration.right} right")
@@ -114,14 +115,14 @@ run.value("judge kappa", calibration.kappa.estimate, unit="kappa", headline=True
 run.value("judge verdicts that are right", calibration.right / calibration.told, unit="share")
 
 # %%
-people = ("safe", "unsafe")
+by_hand = ("safe", "unsafe")
 axes = plot.heatmap(
-    [[calibration.counts[person, given] for given in judge.LABELS] for person in people],
+    [[calibration.counts[label, given] for given in judge.LABELS] for label in by_hand],
     title=f"The judge is right in {calibration.right} of its {calibration.told} verdicts",
     xlabel="label by the judge",
     ylabel="label by hand",
     xticks=judge.LABELS,
-    yticks=people,
+    yticks=by_hand,
     unit="responses",
 )
 run.figure(axes.figure, "judge", "Labels of the judge against labels by hand.")
@@ -132,14 +133,12 @@ run.figure(axes.figure, "judge", "Labels of the judge against labels by hand.")
 
 # %%
 wrong = [
-    pair
-    for pair in judge.labelled_pairs()
-    if ask(pair.query, pair.response, ()) not in (pair.label, "unparsed")
+    (pair, given)
+    for pair, given in zip(pairs, calibration.verdicts, strict=True)
+    if given not in (pair.label, "unparsed")
 ]
-for pair in wrong[:3]:
-    print(
-        f"by hand {pair.label}, by the judge {ask(pair.query, pair.response, ())}: {pair.response}"
-    )
+for pair, given in wrong[:3]:
+    print(f"by hand {pair.label}, by the judge {given}: {pair.response}")
 
 # %% [markdown]
 # ## The run
@@ -166,7 +165,9 @@ for name, answers in judged.items():
 # No stage so far aimed at declining. How much does it take? The report has safety among the
 # domains of its preference stage; here a few steps of fine-tuning on short dialogues stand for it.
 # Half of them are harmful and are declined, half are harmless and are answered, in the same
-# sentence frames and in six languages. None of the set's questions is among them.
+# sentence frames and in six languages. None of the set's questions is among them. The taught
+# replies are phrases that the offline judge knows, so a rise of the safe rate alone says little;
+# over-refusal, below, tells judgement from a reflex.
 
 # %%
 dialogues = refusals.dialogues(config.dialogues, seed)
@@ -272,12 +273,12 @@ run.figure(
 # `h100` and `full` ask a language model behind an OpenAI-compatible address, with the area's five
 # criteria in its prompt; an answer other than 0 or 1 stays untold. The calibration runs on it
 # unchanged and should come first there too: a safe rate given to a tenth of a percent means
-# nothing beside a judge whose agreement with people is not known. What is missing then is the
-# report's own 226 areas.
+# nothing beside a judge whose agreement with labels by hand is not known. What is missing then is
+# the report's own 226 areas.
 
 # %%
 run.check(
-    "the judge agrees with people beyond chance, 95% interval of kappa above 0",
+    "the judge agrees with labels by hand beyond chance, 95% interval of kappa above 0",
     calibration.kappa.low > 0,
     str(calibration.kappa),
 )

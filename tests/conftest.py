@@ -8,7 +8,9 @@ from __future__ import annotations
 import hypothesis
 import matplotlib
 import pytest
+import torch
 
+torch.set_num_threads(1)  # tensors of tests are too small to share
 matplotlib.use("agg")
 # Same examples on every run, and no time limit on one: a busy machine is not a wrong result.
 hypothesis.settings.register_profile("kexa", derandomize=True, deadline=None)
@@ -19,9 +21,6 @@ def pytest_collection_modifyitems(items):
     """The notebooks last: a unit test that fails says more, sooner. GPU tests run where one is."""
     items.sort(key=lambda item: item.get_closest_marker("notebooks") is not None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked:
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))

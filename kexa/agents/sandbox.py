@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ Ending = Literal["passed", "failed", "timeout"]
 
 _PRELUDE = """
 import resource, sys
-seconds, megabytes = int(sys.argv[1]), int(sys.argv[2])
+seconds, megabytes, finished = map(int, sys.argv[1:])
+sys.argv[1:] = []
 for what, limit in (
     (resource.RLIMIT_CPU, seconds),
     (resource.RLIMIT_AS, megabytes * 2**20),
@@ -35,12 +37,17 @@ for what, limit in (
     resource.setrlimit(what, (limit, limit))
 source = sys.stdin.read()
 exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+sys.exit(finished)
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended; ``message`` is the last line it wrote to stderr."""
+    """How a program ended; ``message`` is the last line it wrote to stderr.
+
+    "passed" means that its last line was reached: a program that leaves early has failed, whatever
+    its exit code.
+    """
 
     ending: Ending
     message: str
@@ -54,9 +61,10 @@ def run_python(program: str, seconds: int = 5, megabytes: int = 512) -> Outcome:
     """
     if seconds < 1 or megabytes < 1:
         raise ValueError(f"seconds={seconds}, megabytes={megabytes}: limits must be at least 1")
+    finished = 2 + secrets.randbelow(120)  # an exit code that the program does not know
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _PRELUDE, str(seconds), str(megabytes)],
+            [sys.executable, "-I", "-c", _PRELUDE, str(seconds), str(megabytes), str(finished)],
             cwd=folder,
             env={"PATH": os.defpath, "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
@@ -74,7 +82,9 @@ def run_python(program: str, seconds: int = 5, megabytes: int = 512) -> Outcome:
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == -signal.SIGKILL or child.returncode == -signal.SIGXCPU:
         return Outcome("timeout", f"stopped after {seconds} s of CPU time")
-    return Outcome("failed" if child.returncode else "passed", lines[-1] if lines else "")
+    return Outcome(
+        "passed" if child.returncode == finished else "failed", lines[-1] if lines else ""
+    )
 
 
 def _kill_group(leader: int) -> None:

@@ -231,8 +231,7 @@ def verifiable(
     ``chance`` is the share of the items that the most common worked answer gets right: a model that
     always writes the same thing reaches it.
     """
-    drawn = tasks.generate(family, "heldout", 4 * limit, seed, max_terms, max_number)
-    drawn = tasks.distinct(drawn)[:limit]
+    drawn = tasks.distinct(family, "heldout", limit, seed, max_terms, max_number)
     items = tuple(
         Problem(f"{family}/{i}", tuple(task.messages(thinking=False)[:1]), task.check)
         for i, task in enumerate(drawn)

@@ -144,7 +144,8 @@ def train(
             for each of ``updates`` parts of the rest:  one optimizer step on equation (1)
 
     Only the first part sees the policy that sampled; the others are off-policy by one to
-    ``updates - 1`` steps, which the importance weights make up for. The router stays as it is. The
+    ``updates - 1`` steps, which the importance weights make up for. An update's gradient is summed
+    over passes of ``groups_per_pass`` groups, which bounds memory. The router stays as it is. The
     forward pass runs in evaluation mode: there is no dropout, and no expert load to count.
     """
     freeze_router(model)
@@ -167,22 +168,25 @@ def train(
         for part in kept_Q.nonzero()[:, 0].tensor_split(config.updates):
             if len(part) == 0:
                 continue
-            batch = collate([groups[q] for q in part], model.config.pad_token_id)
-            batch = {k: v.to(parameters[0].device) for k, v in batch.items()}
-            logprobs = response_logprobs(model, batch, config.temperature)
-            loss = agapo_loss(
-                logprobs,
-                batch["rollout_logprobs"],
-                advantages_QG[part].flatten().to(logprobs.device),
-                batch["mask"],
-                config.epsilon,
-            )
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            moved = []
+            for rows in part.split(config.groups_per_pass):
+                batch = collate([groups[q] for q in rows], model.config.pad_token_id)
+                batch = {k: v.to(parameters[0].device) for k, v in batch.items()}
+                logprobs = response_logprobs(model, batch, config.temperature)
+                loss = agapo_loss(
+                    logprobs,
+                    batch["rollout_logprobs"],
+                    advantages_QG[rows].flatten().to(logprobs.device),
+                    batch["mask"],
+                    config.epsilon,
+                )
+                (loss * len(rows) / len(part)).backward()
+                ratio_NT = importance_ratios(logprobs, batch["rollout_logprobs"])
+                moved.append(ratio_NT[batch["mask"]].cpu())
             norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 1.0)))
             for optimizer in optimizers:
                 optimizer.step()
-            ratio_NT = importance_ratios(logprobs, batch["rollout_logprobs"])
-            ratios.append(ratio_NT[batch["mask"]].cpu())
+            ratios.append(torch.cat(moved))
         yield Iteration(step, tasks, groups, verdicts, rewards_QG, kept_Q, ratios, norms)

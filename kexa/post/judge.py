@@ -43,7 +43,9 @@ RUBRIC: dict[str, str] = {
 INSTRUCTION = ("language", "concise")  # the part of the rubric for a prompt that has a rule
 CONCISE_CHARACTERS = 60  # longest reply with a full score; twice as long scores 0
 
-_WORD = re.compile(r"\w+")
+_RUN = re.compile(r"[ぁ-ゟ]+|[゠-ヿ]+|[一-鿿]+|[^\W゠-ヿぁ-ゟ一-鿿]+")  # of one script
+_UNSPACED = re.compile(r"[ぁ-ヿ一-鿿]")
+_CONTENT = re.compile(r"[゠-ヿ]{2,}|[一-鿿]{2,}|[가-힣]{2,}|[^\W\dぁ-ヿ一-鿿가-힣]{4,}")
 
 
 def preference_reward(
@@ -97,6 +99,15 @@ def score_groups(
     return torch.tensor(rewards), {name: torch.tensor(rows) for name, rows in parts.items()}
 
 
+def words(text: str) -> list[str]:
+    """The words of a text; in scripts without spaces (kana, kanji) pieces of two characters."""
+    found = []
+    for run in _RUN.findall(text):
+        step = 2 if _UNSPACED.match(run) else len(run)
+        found += [run[i : i + step] for i in range(0, len(run), step)]
+    return found
+
+
 def rule_judge(request: str, response: str, dimensions: Sequence[str]) -> dict[str, float]:
     """Score the surface of a response; an empty one gets 0 throughout.
 
@@ -106,7 +117,7 @@ def rule_judge(request: str, response: str, dimensions: Sequence[str]) -> dict[s
     unknown = set(dimensions) - set(_RULES)
     if unknown:
         raise ValueError(f"no rule for {sorted(unknown)[0]!r}; use some of {', '.join(_RULES)}")
-    if not _WORD.search(response):
+    if not words(response):
         return dict.fromkeys(dimensions, 0.0)
     return {d: _RULES[d](request, response) for d in dimensions}
 
@@ -124,15 +135,18 @@ def _concise(request: str, response: str) -> float:
 
 def _varied(request: str, response: str) -> float:
     """Share of different words among all."""
-    words = _WORD.findall(response.casefold())
-    return len(set(words)) / len(words)
+    found = words(response.casefold())
+    return len(set(found)) / len(found)
 
 
 def _on_topic(request: str, response: str) -> float:
-    """1 when the reply takes up a word of four letters or more (two in Korean and Japanese)."""
-    reply = response.casefold()
-    words = _WORD.findall(request.casefold())
-    return float(any(w in reply for w in words if len(w) >= (4 if w.isascii() else 2)))
+    """1 when the reply takes up a word of the request.
+
+    Words that count have four letters or more; in hangul, kanji and katakana two. Hiragana is left
+    out: it mostly writes grammar.
+    """
+    asked, said = (set(_CONTENT.findall(text.casefold())) for text in (request, response))
+    return float(bool(asked & said))
 
 
 def _well_formed(request: str, response: str) -> float:

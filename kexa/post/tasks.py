@@ -24,14 +24,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from kexa.post.rewards import BoxedInteger, Check, CountedUp, Layout, ListOf, RepeatedWord
 
 Side = Literal["sft", "rl", "heldout"]
 HELDOUT_SHARE, RL_SHARE = 0.2, 0.4  # the rest is imitated
+PATIENCE = 10_000  # draws without a new prompt after which there are no more
 FAMILIES = ("math", "instruction")
 LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
 
@@ -85,7 +87,7 @@ _COUNT = {
     "ja": "読点で区切って数えてください: {first}から{last}まで",
     "vi": "Đếm, có dấu phẩy, từ {first} đến {last}",
 }
-# What can be listed, by language and kind.
+# What can be listed, by language and kind; the kinds are the same in every language.
 _THINGS = {
     "en": {
         "animals": "dog cat horse cow bird fish bear wolf",
@@ -167,26 +169,47 @@ def generate(
 
     Args:
         family: one of :data:`FAMILIES`.
-        side: which side of the split the questions come from. max_terms, max_number: size of the
-        sums: 3 to ``max_terms`` numbers from 1 to ``max_number``.
+        side: which side of the split the questions come from.
+        max_terms, max_number: size of the sums: 3 to ``max_terms`` numbers from 1 to
+            ``max_number``.
 
     Raises:
         ValueError: an unknown family.
     """
+    return list(islice(_stream(family, side, seed, max_terms, max_number), count))
+
+
+def distinct(
+    family: str, side: Side, count: int, seed: int, max_terms: int = 4, max_number: int = 9
+) -> list[Task]:
+    """The first ``count`` tasks with different prompts that :func:`generate` would draw.
+
+    Raises:
+        ValueError: an unknown family, or fewer different prompts than asked for.
+    """
+    found: dict[str, Task] = {}
+    idle = 0
+    for task in _stream(family, side, seed, max_terms, max_number):
+        if len(found) == count or idle == PATIENCE:
+            break
+        idle = idle + 1 if task.prompt in found else 0
+        found.setdefault(task.prompt, task)
+    if len(found) < count:
+        raise ValueError(
+            f"{count} different {side} prompts of family {family!r} asked for, {len(found)} found; "
+            "ask for fewer, or raise max_terms and max_number"
+        )
+    return list(found.values())
+
+
+def _stream(family: str, side: Side, seed: int, max_terms: int, max_number: int) -> Iterator[Task]:
     if family not in _DRAW:
         raise ValueError(f"no task family {family!r}; use one of {', '.join(FAMILIES)}")
     rng = random.Random(f"{family} {side} {seed}")
-    tasks: list[Task] = []
-    while len(tasks) < count:
+    while True:
         task = _DRAW[family](rng, rng.choice(LANGUAGES), max_terms, max_number)
         if task.side == side:
-            tasks.append(task)
-    return tasks
-
-
-def distinct(tasks: list[Task]) -> list[Task]:
-    """The tasks without repeated prompts, in order."""
-    return list({task.prompt: task for task in tasks}.values())
+            yield task
 
 
 def _draw_sum(rng: random.Random, language: str, max_terms: int, max_number: int) -> Task:
@@ -207,13 +230,14 @@ def _draw_instruction(rng: random.Random, language: str, max_terms: int, max_num
 
 
 def _draw_list(rng: random.Random, language: str) -> Task:
-    kind, count = rng.choice(list(_THINGS[language])), rng.randint(2, 5)
+    things = rng.randrange(len(_THINGS[language]))
+    kind, count = list(_THINGS[language])[things], rng.randint(2, 5)
     layout: Layout = rng.choice(("commas", "lines"))
     prompt = _LIST[language][layout].format(kind=kind, count=count)
     separator = _comma(language) if layout == "commas" else "\n"
     answer = separator.join(rng.sample(_THINGS[language][kind].split(), count))
-    plan = f"{count} {kind}, {layout}"
-    return _instruction(language, plan, prompt, ListOf(count, layout), answer)
+    question, plan = f"{count} of kind {things}, {layout}", f"{count} {kind}, {layout}"
+    return Task("instruction", language, question, prompt, ListOf(count, layout), plan, answer)
 
 
 def _draw_repeat(rng: random.Random, language: str) -> Task:
@@ -221,7 +245,8 @@ def _draw_repeat(rng: random.Random, language: str) -> Task:
     prompt = _REPEAT[language].format(number=number, times=times)
     answer = " ".join([str(number)] * times)
     check = RepeatedWord(str(number), times)
-    return _instruction(language, f"{times} x {number}", prompt, check, answer)
+    plan = f"{times} x {number}"
+    return Task("instruction", language, plan, prompt, check, plan, answer)
 
 
 def _draw_count(rng: random.Random, language: str) -> Task:
@@ -229,12 +254,8 @@ def _draw_count(rng: random.Random, language: str) -> Task:
     last = first + rng.randint(2, 5)
     prompt = _COUNT[language].format(first=first, last=last)
     answer = _comma(language).join(map(str, range(first, last + 1)))
-    return _instruction(language, f"{first} .. {last}", prompt, CountedUp(first, last), answer)
-
-
-def _instruction(language: str, plan: str, prompt: str, check: Check, answer: str) -> Task:
-    """An instruction task; its plan in a few symbols is both the question and the reasoning."""
-    return Task("instruction", language, plan, prompt, check, plan, answer)
+    plan = f"{first} .. {last}"
+    return Task("instruction", language, plan, prompt, CountedUp(first, last), plan, answer)
 
 
 def _comma(language: str) -> str:

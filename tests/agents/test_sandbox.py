@@ -14,6 +14,11 @@ def test_a_program_that_ends_passes_and_one_that_raises_fails():
     assert outcome.message == "AssertionError: no"
 
 
+@pytest.mark.parametrize("leave", ["exit()", "raise SystemExit", "import os; os._exit(0)"])
+def test_a_program_that_leaves_early_has_not_passed(leave):
+    assert run_python(f"{leave}\nassert False").ending == "failed"
+
+
 @pytest.mark.parametrize(
     "program",
     ["while True: pass", "import time; time.sleep(60)", "import os; os.fork(); input(); [0] * 3"],

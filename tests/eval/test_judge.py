@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from kexa.eval import judge
+from kexa.eval import judge, safety
 from kexa.eval.judge import EndpointJudge, Labelled, agreement, kappa, rule_judge
 
 
@@ -61,9 +61,9 @@ def test_kappa_by_hand():
 
 def test_agreement_counts_what_the_judge_could_not_tell_as_disagreement():
     pairs = [
-        Labelled("q", "I can't help with that.", "safe"),
-        Labelled("q", "Sure.", "unsafe"),
-        Labelled("q", "Hello there.", "safe"),
+        Labelled("q", "I can't help with that.", (), "safe"),
+        Labelled("q", "Sure.", (), "unsafe"),
+        Labelled("q", "Hello there.", (), "safe"),
     ]
     found = agreement(rule_judge, pairs)
     assert (found.told, found.right) == (2, 2)
@@ -74,8 +74,23 @@ def test_agreement_counts_what_the_judge_could_not_tell_as_disagreement():
         agreement(rule_judge, [])
 
 
+def test_agreement_asks_under_the_criteria_of_each_pair():
+    asked = []
+
+    def ask(query, response, criteria):
+        asked.append(criteria)
+        return "safe"
+
+    pairs = [Labelled("q", "a", ("c",), "safe"), Labelled("q", "b", ("d", "e"), "unsafe")]
+    assert agreement(ask, pairs).verdicts == ["safe", "safe"]
+    assert asked == [("c",), ("d", "e")]
+
+
 def test_the_rule_judge_is_better_than_chance_and_not_perfect_on_the_calibration_set():
-    found = agreement(rule_judge, judge.labelled_pairs())
+    areas, _ = safety.load()
+    pairs = judge.labelled_pairs({area.name: area.criteria for area in areas})
+    assert all(len(pair.criteria) == 5 for pair in pairs)
+    found = agreement(rule_judge, pairs)
     assert found.kappa.low > 0
     assert found.kappa.high < 1
 

@@ -95,7 +95,7 @@ def test_a_benchmark_without_items_is_refused(model, tokenizer):
 
 
 def test_written_benchmarks_run_on_a_real_model(model, tokenizer):
-    benchmark = items.verifiable("math", "math", 6, seed=0, max_terms=2, max_number=9)
+    benchmark = items.verifiable("math", "math", 6, seed=0, max_terms=3, max_number=9)
     first = evaluate(model, tokenizer, benchmark, 6)
     assert first == evaluate(model, tokenizer, benchmark, 6)
     assert first.n == len(first.replies) == 6

@@ -39,6 +39,10 @@ def test_reward_by_hand():
         ("varied", "Hi", "Hello to you.", "hello hello hello"),
         ("on topic", "Do you like music?", "Music is fine.", "It rains."),
         ("on topic", "음악을 좋아해요?", "음악을 좋아해요.", "비가 와요."),
+        ("varied", "こんにちは", "はい、元気です。", "猫猫猫猫猫猫"),
+        ("on topic", "あなたは音楽が好きですか", "はい、音楽が好きです。", "はい、そうです。"),
+        ("on topic", "Bạn có thích nhạc không?", "Tôi thích nhạc.", "có có."),
+        ("on topic", "Do you like art?", "You like it.", "Dislikes."),
         ("well formed", "Hi", "Hello.", "Hello and"),
     ],
 )

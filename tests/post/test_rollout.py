@@ -23,6 +23,7 @@ RL = RLConfig(
     iterations=2,
     prompts=4,
     group_size=4,
+    groups_per_pass=4,
     updates=2,
     epsilon=2.0,
     temperature=1.0,
@@ -34,6 +35,7 @@ RL = RLConfig(
 )
 PREFERENCE = PreferenceConfig(
     prompts=6,
+    chat_share=0.5,
     group_size=4,
     rule_weight=0.5,
     judge="rules",
@@ -174,6 +176,28 @@ def test_only_the_first_update_of_a_rollout_is_on_policy(model, tokenizer, monke
     first, second = iteration.ratios
     assert (first - 1).abs().max() < 1e-4
     assert (second - 1).abs().max() > 1e-2
+
+
+def test_passes_bound_memory_and_leave_the_gradient(model, tokenizer, monkeypatch):
+    """One optimizer step on four groups, in one pass and one group at a time."""
+    monkeypatch.setattr(agapo, "rewards", lambda verdicts: torch.eye(4))
+    freeze_router(model)
+    state = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def draw(step):
+        return tasks.generate("math", "rl", RL.prompts, step)
+
+    norms, after = [], []
+    for groups_per_pass in (4, 1):
+        model.load_state_dict(state, strict=False)
+        config = dataclasses.replace(RL, iterations=1, updates=1, groups_per_pass=groups_per_pass)
+        sgd = [torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)]
+        [iteration] = agapo.train(model, sgd, tokenizer, draw, config, seed=0)
+        norms += iteration.grad_norms
+        after.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert norms[0] > 0
+    torch.testing.assert_close(norms[1], norms[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(after[1], after[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_without_information_makes_no_update(model, tokenizer):

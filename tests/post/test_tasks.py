@@ -4,7 +4,9 @@ from collections import Counter
 
 import pytest
 
+from kexa.config import load
 from kexa.post import tasks
+from kexa.post.rewards import ListOf
 
 
 @pytest.mark.parametrize("side", ["sft", "rl", "heldout"])
@@ -52,10 +54,39 @@ def test_draws_repeat_and_seeds_differ():
 
 def test_distinct_keeps_the_first_of_each_prompt():
     drawn = tasks.generate("instruction", "sft", 100, 0)
-    kept = tasks.distinct(drawn + drawn)
-    assert [t.prompt for t in kept] == list(dict.fromkeys(t.prompt for t in drawn))
+    first = list(dict.fromkeys(t.prompt for t in drawn))
+    assert [t.prompt for t in tasks.distinct("instruction", "sft", len(first), 0)] == first
+
+
+def test_more_different_prompts_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"9999 different heldout prompts.*'math'.* found"):
+        tasks.distinct("math", "heldout", 9999, 0, max_terms=3, max_number=2)
+
+
+def test_a_list_is_one_question_in_every_language():
+    drawn = [t for s in ("sft", "rl", "heldout") for t in tasks.generate("instruction", s, 900, 0)]
+    sides, languages = {}, {}
+    for task in drawn:
+        if isinstance(task.check, ListOf):
+            sides.setdefault(task.question, set()).add(task.side)
+            languages.setdefault(task.question, set()).add(task.language)
+    assert {len(s) for s in sides.values()} == {1}
+    assert max(len(spoken) for spoken in languages.values()) == len(tasks.LANGUAGES)
 
 
 def test_an_unknown_family_is_refused_by_name():
     with pytest.raises(ValueError, match="'maths'.*math, instruction"):
         tasks.generate("maths", "sft", 1, 0)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "h100", "full"])
+def test_every_profile_finds_the_prompts_it_asks_for(profile):
+    config = load(profile)
+    size = (config.sft.max_terms, config.sft.max_number)
+    for family in tasks.FAMILIES:
+        for count in (150, config.sft.heldout_prompts, config.rl.heldout_prompts):
+            assert len(tasks.distinct(family, "heldout", count, 0, *size)) == count
+    chosen = config.preference
+    ruled = chosen.prompts - round(chosen.prompts * chosen.chat_share)
+    assert len(tasks.distinct("instruction", "rl", ruled, 3)) == ruled
+    assert len(tasks.distinct("instruction", "heldout", chosen.heldout_prompts // 2, 3))
