@@ -290,8 +290,7 @@ class RLConfig:
 class PreferenceConfig:
     """GROUPER. None of these values is published (SimPER: learning rate 3e-7 to 1e-6, 1 epoch)."""
 
-    prompts: int  # offline groups
-    chat_share: float  # of them are chat, the rest instruction tasks; held out, half are
+    prompts: int  # offline groups: half of them chat, half chat with a constraint
     group_size: int  # G: responses per prompt
     rule_weight: float  # share of the rule's verdict where a prompt has one
     judge: str  # "rules", or the base URL of an OpenAI-compatible server

@@ -260,6 +260,13 @@ class _Monitor:
 
 @contextlib.contextmanager
 def _environment(token: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+    """What the kernel inherits.
+
+    Its threads sleep while they wait instead of spinning, unless the user has said otherwise: a
+    training step on two cores is 4% slower alone (0.36 s) and a third faster (0.67 s against 1.03
+    s) beside one busy process.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ[TOKEN], os.environ[PARAMETERS] = token, json.dumps(dict(parameters))
     try:
         yield

@@ -170,7 +170,7 @@ def family_curve(family, window):
     return [x for x, _ in points], [p for _, p in points]
 
 
-window = max(2, len(history) // 8)
+window = max(2, len(history) // 4)
 curves = {family: family_curve(family, window) for family in tasks.FAMILIES}
 rising = [f for f, (_, points) in curves.items() if points[-1].low > points[0].high]
 ax = plot.lines(

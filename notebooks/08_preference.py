@@ -17,7 +17,7 @@
 # Not everything has a verifier. After reinforcement learning K-EXAONE is aligned with preferences
 # by GROUPER: several responses per prompt, scored by rules and rubrics, and a loss that needs
 # neither a reference model nor pairs. **Does training on groups sampled once raise the preference
-# reward on prompts that were held out?**
+# reward on prompts that were held out, and what does it cost?**
 
 # %% tags=["parameters"]
 profile: str = "smoke"  # a file in configs/, or the path of a .toml
@@ -25,13 +25,15 @@ seed: int = 0
 out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
+import random
+
 import torch
 
 from kexa import notebook, plot, tokenizer
 from kexa.interop import load_hf, save_hf
 from kexa.post import grouper, sft, tasks
 from kexa.post.judge import RUBRIC, EndpointJudge, Request, rule_judge, score_groups
-from kexa.post.rollout import freeze_router, respond
+from kexa.post.rollout import attempt, freeze_router, respond, rewards
 from kexa.runtime import generator
 from kexa.statistics import mean_interval, paired_interval
 from kexa.train import build_adamw
@@ -63,11 +65,11 @@ print(f"inverse perplexities 0.5 and 0.4, advantages 1 and -1: loss {loss:.3f}")
 # %% [markdown]
 # ## Rewards
 #
-# Two of the report's domains: chat, scored by a rubric alone, and instruction following, where a
-# rule's verdict counts as well and the rubric asks only what the rule leaves open. The judge is a
-# function from request and response to one score per dimension. At this size it is a set of rules
-# about the surface of a reply (`rules`); with the base URL of an OpenAI-compatible server in the
-# config, a language model answers the same questions.
+# Two of the report's domains: chat, scored by a rubric alone, and instruction following, here chat
+# with a constraint on the reply, where a rule's verdict counts half. The judge is a function from
+# request and response to one score per dimension. At this size it is a set of rules about the
+# surface of a reply (`rules`); with the base URL of an OpenAI-compatible server in the config, a
+# language model answers the same questions.
 
 # %%
 judge = rule_judge if config.judge == "rules" else EndpointJudge(config.judge, config.judge_model)
@@ -77,15 +79,23 @@ print(rule_judge("Do you like music?", "Music music music", tuple(RUBRIC)))
 
 
 # %%
-def requests(side, count, chat_share):
-    """Openings of conversations, and instruction tasks for the rest."""
-    train, heldout = sft.dialogues(sums.dialogue_source, tasks.HELDOUT_SHARE)
-    talk = heldout if side == "heldout" else train
-    openings = list(dict.fromkeys(example.messages[0]["content"] for example in talk))
-    order = torch.randperm(len(openings), generator=generator(seed, "requests", side)).tolist()
-    chats = [Request(openings[i]) for i in order[: round(count * chat_share)]]
-    ruled = tasks.distinct("instruction", side, count - len(chats), seed + 3)
-    return chats + [Request(task.prompt, task.check) for task in ruled]
+def requests(side, count):
+    """Openings of conversations; every second one gets a constraint."""
+    sides = dict(
+        zip(
+            ("train", "heldout"),
+            sft.dialogues(sums.dialogue_source, tasks.HELDOUT_SHARE),
+            strict=True,
+        )
+    )
+    openings = list({e.messages[0]["content"]: e.language for e in sides[side]}.items())
+    if len(openings) < count:
+        raise ValueError(f"{count} {side} openings asked for, {len(openings)} found: ask for fewer")
+    rng = random.Random(f"{seed} {side}")
+    return [
+        Request(*tasks.constrain(opening, language, rng)) if i % 2 else Request(opening)
+        for i, (opening, language) in enumerate(rng.sample(openings, count))
+    ]
 
 
 def sampled(chosen, group_size, label):
@@ -102,13 +112,26 @@ def sampled(chosen, group_size, label):
 # ## Groups from the initial policy
 #
 # Sampled once, before any update (reported); so are the held-out replies for the first half of the
-# comparison. Two prompts in three are instruction tasks: learning to chat costs instruction
-# following, and these hold it. Among the held-out prompts the two count equally.
+# comparison.
 
 # %%
-heldout = requests("heldout", config.heldout_prompts, chat_share=0.5)
+heldout = requests("heldout", config.heldout_prompts)
 _, before, parts_before = sampled(heldout, config.heldout_samples, "before")
-chosen = requests("rl", config.prompts, config.chat_share)
+skills = tasks.distinct("instruction", "heldout", config.heldout_prompts, seed + 3)
+
+
+def skill():
+    """Mean reward of every instruction task of the stage before."""
+    _, verdicts = attempt(
+        model, vocabulary, skills, config.heldout_samples,
+        thinking=False, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+        generator=generator(seed, "preference", "skill"),
+    )  # fmt: skip
+    return rewards(verdicts).mean(1).tolist()
+
+
+skill_before = skill()
+chosen = requests("train", config.prompts)
 groups, train_rewards, _ = sampled(chosen, config.group_size, "train")
 
 # %% [markdown]
@@ -161,8 +184,8 @@ run.value("held-out preference reward after", after.mean().item(), headline=True
 run.value(
     "held-out preference gain", gain.estimate, note=f"95% paired interval {gain}", headline=True
 )
-chats = [request.check is None for request in heldout]
-for domain, rows in {"chat": chats, "instructions": [not chat for chat in chats]}.items():
+plain = [request.check is None for request in heldout]
+for domain, rows in {"chat": plain, "instructions": [not chat for chat in plain]}.items():
     part = paired_interval(before.mean(1)[rows].tolist(), after.mean(1)[rows].tolist())
     run.value(f"gain on {domain}", part.estimate, note=f"95% paired interval {part}")
     print(f"{domain}: {part}")
@@ -171,6 +194,15 @@ run.check(
     gain.low > 0,
     f"gain {gain}",
 )
+
+
+# %% [markdown]
+# What it costs: preference learning saw none of the lists, numbers and counts of the stage before.
+
+# %%
+cost = paired_interval(skill_before, skill())
+run.value("change on instruction tasks", cost.estimate, note=f"95% paired interval {cost}")
+print(f"instruction tasks of the stage before: {cost}")
 
 
 # %%

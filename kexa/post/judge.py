@@ -4,9 +4,7 @@
 
 reported: preference rewards combine rule-based rewards and rubric-based generative rewards scored
 over several dimensions; rubrics and weights are not published. chosen: the dimensions below, their
-equal weight, that a prompt without a rule is scored by the rubric alone, and that a prompt with one
-is asked only what its rule leaves open: a number to be repeated cannot be varied, nor a list a
-sentence.
+equal weight, and that a prompt without a rule is scored by the rubric alone.
 
 A judge is a function ``(request, response, dimensions) -> {dimension: score in [0, 1]}``.
 :func:`rule_judge` needs no model: it measures surface properties, which is what a model of this
@@ -40,7 +38,6 @@ RUBRIC: dict[str, str] = {
     "on topic": "Does the reply speak about what the request mentions?",
     "well formed": "Is the reply a complete sentence with closing punctuation?",
 }
-INSTRUCTION = ("language", "concise")  # the part of the rubric for a prompt that has a rule
 CONCISE_CHARACTERS = 60  # longest reply with a full score; twice as long scores 0
 
 _RUN = re.compile(r"[ぁ-ゟ]+|[゠-ヿ]+|[一-鿿]+|[^\W゠-ヿぁ-ゟ一-鿿]+")  # of one script
@@ -69,11 +66,6 @@ class Request:
     text: str
     check: Check | None = None
 
-    @property
-    def dimensions(self) -> tuple[str, ...]:
-        """What the judge is asked about a reply."""
-        return INSTRUCTION if self.check else tuple(RUBRIC)
-
 
 def score_groups(
     requests: Sequence[Request], groups: Sequence[Group], judge: Judge, rule_weight: float
@@ -81,20 +73,20 @@ def score_groups(
     """Preference rewards [Q, G] and what they are made of.
 
     Returns:
-        The rewards, and ``{dimension: scores [Q, G]}`` with one entry ``"rule"``; NaN where a
-        prompt is not scored on a dimension or has no rule.
+        The rewards, and ``{dimension: scores [Q, G]}`` with one entry ``"rule"`` that is NaN where
+        a prompt has no rule.
     """
     parts: dict[str, list[list[float]]] = {name: [] for name in (*RUBRIC, "rule")}
     rewards = []
     for request, group in zip(requests, groups, strict=True):
         size = len(group.responses)
         verdicts = judge_by_rule(request.check, group) if request.check else [None] * size
-        scores = [judge(request.text, r.answer, request.dimensions) for r in group.responses]
+        scores = [judge(request.text, r.answer, tuple(RUBRIC)) for r in group.responses]
         rewards.append(
             [preference_reward(v, s, rule_weight) for v, s in zip(verdicts, scores, strict=True)]
         )
         for name in RUBRIC:
-            parts[name].append([s.get(name, math.nan) for s in scores])
+            parts[name].append([s[name] for s in scores])
         parts["rule"].append([v.reward if v else math.nan for v in verdicts])
     return torch.tensor(rewards), {name: torch.tensor(rows) for name, rows in parts.items()}
 

@@ -7,7 +7,7 @@ the text.
 
 reported: rule-based verifiers; for instruction following the reward is 1 only if every constraint
 holds; rewards lie in [0, 1]; mathematical answers stand in ``\\boxed{}``.
-chosen: these four checks, and reward 0 for an unreadable answer.
+chosen: these checks, and reward 0 for an unreadable answer.
 """
 
 from __future__ import annotations
@@ -111,3 +111,35 @@ class CountedUp:
             return Verdict("unreadable")
         entries = [e.strip(_CLOSING) for e in _COMMA.split(answer)]
         return _verdict(entries == [str(n) for n in range(self.first, self.last + 1)])
+
+
+@dataclass(frozen=True)
+class AtMostCharacters:
+    """A reply of at most ``count`` characters, space around it aside. Unreadable: no word."""
+
+    count: int
+
+    def __call__(self, answer: str) -> Verdict:
+        if not _WORD.search(answer):
+            return Verdict("unreadable")
+        return _verdict(len(answer.strip()) <= self.count)
+
+
+@dataclass(frozen=True)
+class NoCommas:
+    """A reply without any comma. Unreadable: no word."""
+
+    def __call__(self, answer: str) -> Verdict:
+        if not _WORD.search(answer):
+            return Verdict("unreadable")
+        return _verdict(not _COMMA.search(answer))
+
+
+@dataclass(frozen=True)
+class EndsInQuestion:
+    """A reply whose last character is a question mark. Unreadable: no word."""
+
+    def __call__(self, answer: str) -> Verdict:
+        if not _WORD.search(answer):
+            return Verdict("unreadable")
+        return _verdict(answer.rstrip()[-1] in "?？")

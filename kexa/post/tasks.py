@@ -29,7 +29,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from kexa.post.rewards import BoxedInteger, Check, CountedUp, Layout, ListOf, RepeatedWord
+from kexa.post.rewards import (
+    AtMostCharacters,
+    BoxedInteger,
+    Check,
+    CountedUp,
+    EndsInQuestion,
+    Layout,
+    ListOf,
+    NoCommas,
+    RepeatedWord,
+)
 
 Side = Literal["sft", "rl", "heldout"]
 HELDOUT_SHARE, RL_SHARE = 0.2, 0.4  # the rest is imitated
@@ -86,6 +96,32 @@ _COUNT = {
     "de": "Zähle mit Kommas von {first} bis {last}",
     "ja": "読点で区切って数えてください: {first}から{last}まで",
     "vi": "Đếm, có dấu phẩy, từ {first} đến {last}",
+}
+_CONSTRAINTS = {
+    "short": {
+        "en": "Answer in at most {count} characters.",
+        "ko": "{count}자 이내로 답하세요.",
+        "es": "Responde en {count} caracteres como máximo.",
+        "de": "Antworte in höchstens {count} Zeichen.",
+        "ja": "{count}文字以内で答えてください。",
+        "vi": "Trả lời không quá {count} ký tự.",
+    },
+    "no commas": {
+        "en": "Answer without commas.",
+        "ko": "쉼표 없이 답하세요.",
+        "es": "Responde sin comas.",
+        "de": "Antworte ohne Kommas.",
+        "ja": "読点を使わずに答えてください。",
+        "vi": "Trả lời không dùng dấu phẩy.",
+    },
+    "question": {
+        "en": "End with a question mark.",
+        "ko": "물음표로 끝내세요.",
+        "es": "Termina con un signo de interrogación.",
+        "de": "Ende mit einem Fragezeichen.",
+        "ja": "疑問符で終えてください。",
+        "vi": "Kết thúc bằng dấu hỏi.",
+    },
 }
 # What can be listed, by language and kind; the kinds are the same in every language.
 _THINGS = {
@@ -200,6 +236,23 @@ def distinct(
             "ask for fewer, or raise max_terms and max_number"
         )
     return list(found.values())
+
+
+def constrain(opening: str, language: str, rng: random.Random) -> tuple[str, Check]:
+    """The opening of a conversation with one constraint on the reply added, and its check.
+
+    For preference learning, where a rule and a rubric score the same reply. ``language``: one of
+    :data:`LANGUAGES`.
+    """
+    kind = rng.choice(list(_CONSTRAINTS))
+    count = rng.choice((20, 30, 40))
+    checks: dict[str, Check] = {
+        "short": AtMostCharacters(count),
+        "no commas": NoCommas(),
+        "question": EndsInQuestion(),
+    }
+    request = _CONSTRAINTS[kind][language].format(count=count)
+    return f"{opening} {request}", checks[kind]
 
 
 def _stream(family: str, side: Side, seed: int, max_terms: int, max_number: int) -> Iterator[Task]:

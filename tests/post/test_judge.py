@@ -16,7 +16,7 @@ from kexa.post.judge import (
     rule_judge,
     score_groups,
 )
-from kexa.post.rewards import RepeatedWord, Verdict
+from kexa.post.rewards import NoCommas, Verdict
 from kexa.post.rollout import Group, Response
 
 NAMES = tuple(RUBRIC)
@@ -67,16 +67,14 @@ def test_numbers_are_in_every_language():
     assert rule_judge("쓰세요: 7", "7 7 7", ["language"]) == {"language": 1.0}
 
 
-def test_a_prompt_with_a_rule_is_asked_what_the_rule_leaves_open():
-    """``7 7 7`` is right, though neither varied nor a sentence; a chat reply is asked all."""
-    replies = [Response([1], [0.0], True, "", text) for text in ("7 7 7", "7 7")]
-    requests = [Request("Write 7 three times", RepeatedWord("7", 3)), Request("Hi")]
+def test_groups_are_scored_by_rule_and_rubric():
+    """Half of a constrained reply's reward is its rule's; a chat reply has the rubric alone."""
+    replies = [Response([1], [0.0], True, "", text) for text in ("Yes it is.", "Yes, it is.")]
+    requests = [Request("Is it good? No commas.", NoCommas()), Request("Is it good?")]
     rewards, parts = score_groups(requests, [Group([1], replies)] * 2, rule_judge, 0.5)
-    assert rewards[0].tolist() == [1.0, 0.5]
     assert parts["rule"][0].tolist() == [1.0, 0.0] and parts["rule"][1].isnan().all()
-    assert parts["varied"][0].isnan().all() and parts["language"][0].tolist() == [1.0, 1.0]
-    assert parts["varied"][1].tolist() == pytest.approx([1 / 3, 1 / 2])
-    assert rewards[1].tolist() == pytest.approx([(1 + 1 + 1 / 3) / 5, (1 + 1 + 1 / 2) / 5])
+    assert parts["on topic"].tolist() == [[0.0, 0.0]] * 2
+    assert rewards.tolist() == [pytest.approx([0.5 + 0.4, 0.4]), pytest.approx([0.8, 0.8])]
 
 
 def test_an_unknown_dimension_is_refused_by_name():

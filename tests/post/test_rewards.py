@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexa.post import tasks
-from kexa.post.rewards import BoxedInteger, CountedUp, ListOf, RepeatedWord
+from kexa.post.rewards import (
+    AtMostCharacters,
+    BoxedInteger,
+    CountedUp,
+    EndsInQuestion,
+    ListOf,
+    NoCommas,
+    RepeatedWord,
+)
 
 CASES = [
     (BoxedInteger(12), "\\boxed{12}", "right"),
@@ -51,6 +59,17 @@ CASES = [
     (CountedUp(8, 10), "8, 9, ten", "wrong"),
     (CountedUp(8, 10), "8 9 10", "wrong"),
     (CountedUp(8, 10), "eight", "unreadable"),
+    (AtMostCharacters(5), " Hello\n", "right"),
+    (AtMostCharacters(5), "Hello.", "wrong"),
+    (AtMostCharacters(5), "...", "unreadable"),
+    (NoCommas(), "Yes. It is.", "right"),
+    (NoCommas(), "Yes, it is.", "wrong"),
+    (NoCommas(), "はい、そうです。", "wrong"),
+    (NoCommas(), "", "unreadable"),
+    (EndsInQuestion(), "Is it? ", "right"),
+    (EndsInQuestion(), "そうですか？", "right"),
+    (EndsInQuestion(), "Is it? Yes.", "wrong"),
+    (EndsInQuestion(), "?", "unreadable"),
 ]
 
 
@@ -62,7 +81,15 @@ def test_outcomes(check, answer, outcome):
 
 
 checks = st.sampled_from(
-    [BoxedInteger(7), RepeatedWord("bär", 2), ListOf(2, "lines"), CountedUp(7, 8)]
+    [
+        BoxedInteger(7),
+        RepeatedWord("bär", 2),
+        ListOf(2, "lines"),
+        CountedUp(7, 8),
+        AtMostCharacters(9),
+        NoCommas(),
+        EndsInQuestion(),
+    ]
 )
 pieces = st.sampled_from(["\\boxed{", "}", "7", "bär ", ", ", "말", "\n", "\\", "\x00", "\ud800"])
 answers = st.text() | st.lists(pieces | st.text(max_size=3), max_size=12).map("".join)

@@ -35,7 +35,6 @@ RL = RLConfig(
 )
 PREFERENCE = PreferenceConfig(
     prompts=6,
-    chat_share=0.5,
     group_size=4,
     rule_weight=0.5,
     judge="rules",

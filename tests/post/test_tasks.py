@@ -1,12 +1,13 @@
 """Tasks: oracles pass their checks, sides do not meet, every language appears, draws repeat."""
 
+import random
 from collections import Counter
 
 import pytest
 
 from kexa.config import load
 from kexa.post import tasks
-from kexa.post.rewards import ListOf
+from kexa.post.rewards import AtMostCharacters, ListOf
 
 
 @pytest.mark.parametrize("side", ["sft", "rl", "heldout"])
@@ -86,7 +87,17 @@ def test_every_profile_finds_the_prompts_it_asks_for(profile):
     for family in tasks.FAMILIES:
         for count in (150, config.sft.heldout_prompts, config.rl.heldout_prompts):
             assert len(tasks.distinct(family, "heldout", count, 0, *size)) == count
-    chosen = config.preference
-    ruled = chosen.prompts - round(chosen.prompts * chosen.chat_share)
-    assert len(tasks.distinct("instruction", "rl", ruled, 3)) == ruled
-    assert len(tasks.distinct("instruction", "heldout", chosen.heldout_prompts // 2, 3))
+
+
+def test_every_constraint_comes_in_every_language_with_its_check():
+    rng = random.Random(0)
+    seen = set()
+    for language in tasks.LANGUAGES:
+        for _ in range(60):
+            prompt, check = tasks.constrain("Hi.", language, rng)
+            assert prompt.startswith("Hi. ") and len(prompt) > 8
+            assert "{" not in prompt
+            if isinstance(check, AtMostCharacters):
+                assert str(check.count) in prompt
+            seen.add((language, type(check)))
+    assert len(seen) == 3 * len(tasks.LANGUAGES)
