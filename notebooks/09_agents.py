@@ -210,8 +210,9 @@ ARMS = {
 arms = {name: study(memory, every) for name, (memory, every) in ARMS.items()}
 
 # %% [markdown]
-# Tokens count every request, those of the sub-agents included. A repeated call has been made before
-# in the same episode, word for word.
+# Tokens are those of the messages in every request, the sub-agents' included; the declarations of
+# the tools, which every request of the main agent repeats, are left out. A repeated call has been
+# made before in the same episode, word for word.
 
 # %%
 rows = {}
