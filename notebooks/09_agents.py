@@ -93,16 +93,16 @@ print(f"{len(encoded)} of {len(examples)} episodes fit {config.sequence_length} 
 
 
 # %%
-def judged(policy):
-    """Outcomes of all tasks, and the pass rate with its 95% interval."""
-    outcomes = run_tasks(policy, tasks, config.max_steps)
+def judged(*policies):
+    """Outcomes of all tasks under each policy, and the pass rate with its 95% interval."""
+    outcomes = [o for policy in policies for o in run_tasks(policy, tasks, config.max_steps)]
     return outcomes, wilson(sum(o.passed for o in outcomes), len(outcomes))
 
 
 agent = ModelPolicy(model, vocabulary, config.max_new_tokens, config.context)
 results = {
     "silent": judged(silent),
-    "guessing": judged(Guesser(seed + 1000)),  # not one that the filter has tried
+    "guessing": judged(*(Guesser(seed + 1000 + i) for i in range(20))),  # new to the filter
     "model": judged(agent),
     "oracle": judged(oracle(tasks)),
 }
@@ -131,7 +131,7 @@ results["model, taught"] = judged(agent)
 # with a name and arguments; a refused call names a wrong tool or a wrong argument.
 
 # %%
-print(f"{'':14s}{'passed':>7s}{'calls':>7s}{'malformed':>11s}{'refused':>9s}   how episodes end")
+print(f"{'':14s}{'passed':>10s}{'calls':>7s}{'malformed':>11s}{'refused':>9s}   how episodes end")
 for name, (outcomes, rate) in results.items():
     episodes = [o.episode for o in outcomes]
     calls, malformed, refused = (
@@ -142,7 +142,8 @@ for name, (outcomes, rate) in results.items():
         f"{n} {reason}" for reason, n in Counter(e.stop.value for e in episodes).items()
     )
     passed = sum(o.passed for o in outcomes)
-    print(f"{name:14s}{passed:7d}{calls:7d}{malformed:11d}{refused:9d}   {ends}")
+    share = f"{passed} of {len(outcomes)}"
+    print(f"{name:14s}{share:>10s}{calls:7d}{malformed:11d}{refused:9d}   {ends}")
     run.value(f"pass rate, {name}", rate.estimate, note=str(rate), headline="model" in name)
 
 # %%
@@ -277,8 +278,8 @@ print(
 # %%
 rate = {name: result[1].estimate for name, result in results.items()}
 run.check(
-    "the oracle passes every task, saying nothing passes none, a new guesser below a third",
-    rate["oracle"] == 1 and rate["silent"] == 0 and results["guessing"][1].high < 1 / 3,
+    "the oracle passes every task, saying nothing none, and new guessers less than one in ten",
+    rate["oracle"] == 1 and rate["silent"] == 0 and results["guessing"][1].high < 0.1,
     f"{rate['oracle']:.0%}, {rate['silent']:.0%}, {results['guessing'][1]}",
 )
 run.check(
