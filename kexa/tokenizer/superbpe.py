@@ -26,12 +26,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from kexa.config import TokenizerConfig
 from kexa.tokenizer import bpe
+from kexa.tokenizer.pre_tokens import encode
+from kexa.tokenizer.splitter import count_pre_tokens, require_text
 from kexa.tokenizer.vocabulary import (
     BASELINE_CATEGORIES,
     BASELINE_WORDS,
@@ -45,7 +48,6 @@ from kexa.tokenizer.vocabulary import (
 
 Corpora = Mapping[str, Iterable[str]]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # In byte-level strings U+0120 is the space, U+010A the line feed, U+0109 the tab and U+010D the
 # carriage return.
 _BOUNDARY = re.compile("(?<=[^\u0120\u010a\u0109\u010d])\u0120(?=[^\u0120\u010a\u0109\u010d])")
@@ -96,20 +98,20 @@ def train_tokenizer(
     baseline = baseline or train_baseline(corpora, config)
 
     vocab, merges = bpe.parts(baseline)
-    text = _encode(vocab, merges, WORDS, _texts(corpora, BASELINE_CATEGORIES))
-    usage = np.bincount(text.ids, minlength=len(vocab))
+    words = count_pre_tokens(_texts(corpora, BASELINE_CATEGORIES), WORDS)
+    usage = encode(vocab, merges, words).usage(len(vocab))
     vocab, merges = bpe.keep_most_frequent(usage, vocab, merges, sizes.kept)
     missing = 0
     for category, count in sizes.new.items():
-        text = _encode(vocab, merges, WORDS, _texts(corpora, [category]))
-        missing += count - bpe.resume(vocab, merges, text, count)
+        words = count_pre_tokens(_texts(corpora, [category]), WORDS)
+        missing += count - bpe.resume(vocab, merges, encode(vocab, merges, words), count)
     if missing:
-        text = _encode(vocab, merges, WORDS, _texts(corpora, corpora))
-        learned = bpe.resume(vocab, merges, text, missing)
+        words = count_pre_tokens(_texts(corpora, corpora), WORDS)
+        learned = bpe.resume(vocab, merges, encode(vocab, merges, words), missing)
         bpe.require("the last new subwords", learned, missing)
     for group, count in sizes.superwords.items():
-        text = _encode(vocab, merges, PHRASES, _texts(corpora, SUPERWORD_GROUPS[group]))
-        text = _joined_at_words(text, vocab)
+        phrases = count_pre_tokens(_texts(corpora, SUPERWORD_GROUPS[group]), PHRASES)
+        text = _joined_at_words(encode(vocab, merges, phrases), vocab)
         learned = bpe.resume(
             vocab, merges, text, count, lambda token: words_in(token) <= config.max_superword_words
         )
@@ -123,18 +125,12 @@ def words_in(token: str) -> int:
     return 1 + len(_BOUNDARY.findall(token))
 
 
-def _encode(
-    vocab: list[str], merges: list[bpe.Merge], pattern: str, texts: Iterable[str]
-) -> bpe.Encoded:
-    return bpe.encode(bpe.build(vocab, merges, pattern, "NFC"), texts)
-
-
 def _joined_at_words(text: bpe.Encoded, vocab: list[str]) -> bpe.Encoded:
     """Allow joins only where a word starts, between whole characters, and none after a colon."""
     starts = np.array([bool(_WORD_START.match(token)) and bpe.is_text(token) for token in vocab])
     may_precede = np.array([":" not in token and bpe.is_text(token) for token in vocab])
     starts_next = np.append(starts[text.ids[1:]], False)[: len(text.ids)]
-    return bpe.Encoded(text.ids, text.joined & may_precede[text.ids] & starts_next)
+    return replace(text, joined=text.joined & may_precede[text.ids] & starts_next)
 
 
 def _checked(corpora: Corpora) -> dict[str, Iterable[str]]:
@@ -148,17 +144,7 @@ def _checked(corpora: Corpora) -> dict[str, Iterable[str]]:
         documents = list(documents) if iter(documents) is documents else documents
         has_text = False
         for i, document in enumerate(documents):
-            if not isinstance(document, str):
-                kind = type(document).__name__
-                raise ValueError(
-                    f"document {i} of {category!r} is {kind}, not str; decode it as UTF-8 first"
-                )
-            if found := _SURROGATE.search(document):
-                raise ValueError(
-                    f"document {i} of {category!r} holds the lone surrogate "
-                    f"U+{ord(found[0]):04X} at character {found.start()}, which has no UTF-8 form; "
-                    f"remove it"
-                )
+            require_text(document, f"document {i} of {category!r}")
             has_text = has_text or bool(document)
         if has_text:
             checked[category] = documents
