@@ -16,8 +16,10 @@ from tokenizers import Tokenizer
 from benchmarks.tokenizer import YOUNG, strings, unlike
 from kexa.config import ROOT
 from kexa.tokenizer import (
+    PHRASES,
     SPECIAL_TOKENS,
     WORDS,
+    CorpusEncoder,
     bpe,
     budget,
     bytes_per_token,
@@ -27,6 +29,7 @@ from kexa.tokenizer import (
     overlap,
     renyi_efficiency,
     save,
+    split,
     superword_usage,
     superwords,
     token_counts,
@@ -35,6 +38,8 @@ from kexa.tokenizer import (
     usage,
     utf8_bytes,
 )
+from kexa.tokenizer.ranks import encode_with_ranks, load_ranks
+from kexa.tokenizer.splitter import nfc
 from kexa.tokenizer.superbpe import words_in
 from tests.tokenizer.conftest import WORDS as VOCABULARY
 from tests.tokenizer.conftest import documents
@@ -176,6 +181,22 @@ def test_stock_libraries_load_it_with_equal_ids(tokenizer, corpora, tmp_path):
         literal = stock(text, split_special_tokens=True)["input_ids"]
         assert not any(i < len(SPECIAL_TOKENS) for i in literal)
     assert (stock.pad_token_id, stock.bos_token_id, stock.eos_token_id) == (0, 1, 53)
+
+
+def test_three_exports_and_the_corpus_encoder_give_equal_ids(tokenizer, corpora, tmp_path):
+    from transformers import AutoTokenizer
+
+    save(tokenizer, tmp_path)
+    library = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    stock = AutoTokenizer.from_pretrained(tmp_path)
+    ranks = load_ranks(tmp_path / "ranks.tiktoken")
+    drawn = strings(1500, 2, [text for texts in corpora.values() for text in texts])
+    texts = [nfc(text) for text in drawn] + [texts[0] for texts in corpora.values()]
+    rows = [row.tolist() for row in CorpusEncoder(library).encode_batch(texts)]
+    with bpe.literal(library):
+        assert rows == [e.ids for e in library.encode_batch(texts)]
+    assert rows == stock(texts, split_special_tokens=True)["input_ids"]
+    assert rows == [encode_with_ranks(ranks, split(PHRASES, text)) for text in texts]
 
 
 def test_stock_chat_template_gives_the_ids_of_our_renderer(tokenizer, tmp_path):
