@@ -21,6 +21,7 @@ spells ``<|user|>`` must not produce the control token.
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import json
 import re
@@ -121,7 +122,7 @@ class CorpusEncoder:
         _, first = np.unique(numbers[places], return_index=True)
         new = [strings[i] for i in places[first].tolist()]
         for string, ids in zip(new, self._encoder(new), strict=True):
-            has_letter = bool(_LETTERS.pre_tokenize_str(string[:2]))
+            has_letter = _has_letter(string[:2])
             self._core.append(has_letter and not _CONTRACTION.fullmatch(string))
             self._opens.append(has_letter and string[0] == " ")
             self._first.append(ids[0])
@@ -137,6 +138,11 @@ class CorpusEncoder:
         self._core, self._opens = array("b"), array("b")  # a word; a word after one space
         self._first, self._last = array("i"), array("i")  # tokens
         self._begins, self._sizes, self._ids = array("q"), array("i"), array("i")
+
+
+@functools.cache
+def _has_letter(text: str) -> bool:
+    return bool(_LETTERS.pre_tokenize_str(text))
 
 
 def _may_cross(vocab: list[str], merges: list[bpe.Merge]) -> np.ndarray:

@@ -37,9 +37,11 @@ class PreTokenEncoder:
 
     def __call__(self, pre_tokens: list[str]) -> list[list[int]]:
         """The ids of each string."""
-        longer = {s for s in pre_tokens if len(s) > WINDOW}
-        short = iter(self._encode([s for s in pre_tokens if s not in longer]))
-        return [self._windowed(s) if s in longer else next(short) for s in pre_tokens]
+        longer = [i for i, string in enumerate(pre_tokens) if len(string) > WINDOW]
+        rows = self._encode([string if len(string) <= WINDOW else "" for string in pre_tokens])
+        for i in longer:
+            rows[i] = self._windowed(pre_tokens[i])
+        return rows
 
     def _encode(self, strings: list[str]) -> list[list[int]]:
         found = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
@@ -76,9 +78,9 @@ def encode(vocab: list[str], merges: list[bpe.Merge], counts: Mapping[str, int])
     """
     encoder, rest, ids, lengths = PreTokenEncoder(vocab, merges), iter(counts), array("i"), []
     while batch := list(itertools.islice(rest, _BATCH)):
-        for row in encoder(batch):
-            ids.extend(row)
-            lengths.append(len(row))
+        rows = encoder(batch)
+        ids.extend(itertools.chain.from_iterable(rows))
+        lengths += map(len, rows)
     ids = np.array(ids, dtype=np.int32)
     joined = np.ones(len(ids), dtype=bool)
     joined[np.cumsum(lengths, dtype=np.int64) - 1] = False

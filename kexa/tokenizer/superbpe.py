@@ -17,6 +17,8 @@ chosen: "most frequent" counts the new pattern's pre-tokens in NFC, so baseline 
 longer be formed go first.
 chosen: a superword spans at most ``max_superword_words`` words (4, as in the SuperBPE authors'
 runs), holds no colon before a word (their other barrier) and no part of a character at a join.
+chosen: NFC by the library's tables, which are those of Unicode 9. A combining mark of a later
+version keeps the place where it is written; what is decoded is equivalent to the text even then.
 chosen: a category whose text is too small for its new subwords leaves the rest to all text; a
 group without text leaves its superwords to the other groups, with a warning.
 """
@@ -82,7 +84,8 @@ def train_tokenizer(
 
     Args:
         corpora: documents by category (``en ko es de ja vi code stem``). Each is read several
-            times, so a generator is first copied into a list.
+            times and never held: give an object that reads its files afresh whenever it is
+            iterated. A generator can be read only once, so it is first copied into a list.
         baseline: a result of :func:`train_baseline` on the same corpora; trained here when absent.
 
     Raises:
