@@ -80,7 +80,7 @@ class CorpusEncoder:
             require_text(text, f"text {i}")
             words += self._split(text if text.isascii() else self._normalise(text))
             ends.append(len(words))
-        if len(self._numbers) > _REMEMBERED:
+        if self._growing or len(self._numbers) > _REMEMBERED:
             self._forget()
         ends = np.array(ends, dtype=np.int64)
         units, unit_ends = self._units(words, ends)
@@ -116,7 +116,7 @@ class CorpusEncoder:
 
     def _number(self, strings: list[str]) -> np.ndarray:
         """The place of each string in the table; new ones are encoded and added."""
-        known = len(self._numbers)
+        known, self._growing = len(self._numbers), True
         numbers = np.fromiter(map(self._numbers.__getitem__, strings), np.int64, len(strings))
         places = np.flatnonzero(numbers >= known)
         _, first = np.unique(numbers[places], return_index=True)
@@ -130,10 +130,12 @@ class CorpusEncoder:
             self._begins.append(len(self._ids))
             self._sizes.append(len(ids))
             self._ids.extend(ids)
+        self._growing = False
         return numbers
 
     def _forget(self) -> None:
         """Start the table afresh: string -> number, and by number what is known of it."""
+        self._growing = False  # True between batches: an interrupt left the table half written
         self._numbers = collections.defaultdict(itertools.count().__next__)
         self._core, self._opens = array("b"), array("b")  # a word; a word after one space
         self._first, self._last = array("i"), array("i")  # tokens

@@ -84,6 +84,20 @@ def test_a_table_started_afresh_changes_nothing(tokenizer, corpora, monkeypatch)
         assert as_lists(fast.encode_batch([text, text])) == stock(tokenizer, [text, text])
 
 
+def test_an_interrupt_changes_nothing(tokenizer, corpora, monkeypatch):
+    fast, texts = CorpusEncoder(tokenizer), corpora["ko"]
+    fast.encode_batch(texts[:5])
+
+    def interrupted(strings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fast, "_encoder", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fast.encode_batch(texts[5:10])
+    assert as_lists(fast.encode_batch(texts)) == stock(tokenizer, texts)
+
+
 def test_hashes_that_collide_change_nothing(tokenizer, corpora, monkeypatch):
     monkeypatch.setattr(corpus_encoder, "_HASH_BITS", 2)
     fast = CorpusEncoder(tokenizer)
