@@ -1,6 +1,7 @@
-"""Kernel benchmarks: operations as data, one runner, results and a generated table per device.
+"""Benchmarks: kernel operations as data, one runner, results and a table per device; tokenizer.
 
 python -m benchmarks                  time every operation on this machine's fastest device
 python -m benchmarks --device cpu     on the CPU even where there is a GPU
 python -m benchmarks --aot            compile for sm_90 and sm_100 instead: registers, memory
+python -m benchmarks.tokenizer        training, encoding and round trips of the tokenizer
 """

@@ -39,12 +39,16 @@ from kexa.data import load_corpus
 from kexa.tokenizer import (
     PHRASES,
     WORDS,
+    CorpusEncoder,
     budget,
     gain_interval,
     load,
+    longest_superwords,
     overlap,
+    renyi_efficiency,
     save,
     split,
+    superword_usage,
     superwords,
     token_counts,
     train_baseline,
@@ -190,13 +194,22 @@ plot.grouped_bars(
 run.figure(figure, "composition", "Left: parts of the vocabulary. Right: parts in use.")
 
 # %% [markdown]
-# The longest superwords are the fixed phrases of the training text.
+# *Rényi efficiency* asks how evenly the ids are used: 1 when each is used equally often, low when a
+# few do all the work. The longest superwords are the fixed phrases of the training text.
+
+# %%
+everything = [text for texts in heldout.values() for text in texts]
+for name, each in (("baseline", baseline), ("new", tokenizer)):
+    efficiency = renyi_efficiency(each, everything)
+    print(f"{name:9s}Rényi efficiency {efficiency:.3f}")
+    run.value(f"Rényi efficiency, {name}", efficiency, note="alpha 2.5, held-out text")
+in_use = superword_usage(tokenizer, everything)
+print(f"superwords are {in_use:.1%} of the tokens of all held-out text")
+run.value("superwords in use, all text", in_use, unit="share of tokens")
 
 # %%
 phrases = superwords(tokenizer)
-for token_id, text in sorted(phrases.items(), key=lambda item: (-len(item[1].encode()), item[0]))[
-    :12
-]:
+for token_id, text in longest_superwords(tokenizer, 12):
     print(f"{token_id:7d}{len(text.encode()):4d} bytes  {text!r}")
 run.value("superwords", len(phrases), unit="tokens", note="tokens of two words or more")
 run.value("superwords in use, largest share", most[0], unit="share of tokens", note=most[1])
@@ -222,11 +235,26 @@ run.check(
 )
 
 # %%
-texts = [text for category in categories for text in heldout[category]]
 tokenizer.encode_special_tokens = True  # held-out text may spell special tokens
-decoded = tokenizer.decode_batch([e.ids for e in tokenizer.encode_batch(texts)])
-changed = sum(a != unicodedata.normalize("NFC", b) for a, b in zip(decoded, texts, strict=True))
-run.check("every held-out document survives", changed == 0, f"{changed} of {len(texts)} changed")
+ids = [encoding.ids for encoding in tokenizer.encode_batch(everything)]
+pairs = zip(tokenizer.decode_batch(ids), everything, strict=True)
+changed = sum(decoded != unicodedata.normalize("NFC", text) for decoded, text in pairs)
+run.check(
+    "every held-out document survives", changed == 0, f"{changed} of {len(everything)} changed"
+)
+
+# %% [markdown]
+# Training reads whole corpora, and encoding those takes long. The corpus encoder cuts text at the
+# spaces that no merge crosses and looks up the pieces it has seen; its ids have to be the same.
+
+# %%
+rows = CorpusEncoder(tokenizer).encode_batch(everything)
+differ = sum(row.tolist() != each for row, each in zip(rows, ids, strict=True))
+run.check(
+    "the corpus encoder gives the ids of the stock encoder",
+    differ == 0,
+    f"{differ} of {len(everything)} documents differ",
+)
 
 # %% [markdown]
 # ## At full scale

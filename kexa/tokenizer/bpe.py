@@ -2,7 +2,7 @@
 
 The library trains BPE only from single characters. To continue from an existing vocabulary we
 
-1. encode the text with the tokenizer so far,
+1. encode the text with the tokenizer so far, each distinct pre-token once,
 2. write each token id ``i`` as the one character ``U+F0000 + i`` (room for 131,072 ids),
 3. train a plain BPE on those strings, cut where no merge may happen, and
 4. translate its merges back to byte-level strings and append them.
@@ -10,16 +10,18 @@ The library trains BPE only from single characters. To continue from an existing
 BPE applies merges in rank order, so appended merges act on exactly the segmentation they were
 learned from.
 
-A merge needs its pair ``MIN_COUNT`` times, so no merge ever crosses a boundary whose two tokens
-meet less often. Cutting there changes nothing that is learned and leaves short strings that repeat,
-which the trainer counts once per distinct string: memory follows the number of distinct phrases,
-not the length of the text.
+What is cut, and why nothing that is learned changes. A merge across a boundary needs its two tokens
+to meet there, so it is never more frequent than they are: where two tokens meet less than ``floor``
+times no merge of count ``floor`` or more can cross. We cut there and let the trainer stop at that
+count. When it finds as many merges as asked, all of them are at least that frequent and it would
+have found the same without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. What
+is left are short strings that repeat, and the trainer holds each distinct one once: memory follows
+the number of distinct frequent phrases, not the length of the text.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -38,16 +40,23 @@ _FIRST_CHARACTER = 0xF0000
 _MAX_IDS = 0x110000 - _FIRST_CHARACTER
 _CUT = " "
 _DECODER = decoders.ByteLevel()
-_DOCUMENTS_PER_BATCH = 512
-_TOKENS_PER_STRING = 1 << 16
+_CHARACTERS_PER_STRING = 1 << 16
+_HEADROOM = 4  # the first floor is this fraction of a guess, so that it rarely has to be lowered
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text as one row of token ids; ``joined[i]``: tokens i and i + 1 lie in one pre-token."""
+    """Distinct pre-tokens end to end as token ids; ``joined[i]``: a merge may join i and i + 1."""
 
     ids: np.ndarray  # int32 [N]
-    joined: np.ndarray  # bool [N], the last entry is False
+    joined: np.ndarray  # bool [N], False at the end of each pre-token
+    counts: np.ndarray  # int64 [N], how often the pre-token that holds the token occurs
+
+    def usage(self, num_ids: int) -> np.ndarray:
+        """How often the text uses each token; int64 [num_ids]."""
+        used = np.zeros(num_ids, dtype=np.int64)
+        np.add.at(used, self.ids, self.counts)
+        return used
 
 
 def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) -> Tokenizer:
@@ -64,6 +73,13 @@ def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) 
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=True) for t in SPECIAL_TOKENS]
     )
+    return tokenizer
+
+
+def whole(vocab: list[str], merges: list[Merge]) -> Tokenizer:
+    """A tokenizer that reads each text as one pre-token and changes and adds nothing."""
+    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return tokenizer
 
 
@@ -122,20 +138,6 @@ def is_text(token: str) -> bool:
     return "\ufffd" not in _DECODER.decode([token])
 
 
-def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Encoded:
-    """Encode all texts into one row; strings of special tokens are read as ordinary text."""
-    ids, joined = [np.empty(0, np.int32)], [np.empty(0, bool)]
-    texts = iter(texts)
-    while batch := list(itertools.islice(texts, _DOCUMENTS_PER_BATCH)):
-        with literal(tokenizer):
-            encodings = tokenizer.encode_batch(batch, add_special_tokens=False)
-        for encoding in encodings:
-            words = np.array(encoding.word_ids, dtype=np.int64)
-            ids.append(np.array(encoding.ids, dtype=np.int32))
-            joined.append(np.append(words[1:] == words[:-1], False)[: len(words)])
-    return Encoded(np.concatenate(ids), np.concatenate(joined))
-
-
 def formed_counts(usage: np.ndarray, vocab: list[str], merges: list[Merge]) -> np.ndarray:
     """How often each token is formed while encoding a text that uses token i ``usage[i]`` times.
 
@@ -184,12 +186,11 @@ def resume(
         raise ValueError(
             f"cannot resume from {len(vocab)} tokens; at most {_MAX_IDS} fit the trick"
         )
-    asked, found, learned = count, None, []
-    while found is None or (len(learned) < count and len(found) == asked):
+    asked, more, learned = count, True, []
+    while more and len(learned) < count:
         asked *= 2  # room for refused tokens and for strings that are tokens already
-        found = [
-            (_text(a, vocab), _text(b, vocab)) for a, b in _train_on_ids(text, len(vocab), asked)
-        ]
+        on_ids, more = _train_on_ids(text, len(vocab), asked)
+        found = [(_text(a, vocab), _text(b, vocab)) for a, b in on_ids]
         known = set(vocab)
         tokens = dict.fromkeys(left + right for left, right in found)
         learned = [t for t in tokens if t not in known and accept(t)][:count]
@@ -220,44 +221,65 @@ def _text(characters: str, vocab: list[str]) -> str:
     return "".join(vocab[ord(c) - _FIRST_CHARACTER] for c in characters)
 
 
-def _train_on_ids(text: Encoded, num_ids: int, count: int) -> list[Merge]:
-    """Merges, at most ``count``, of plain BPE on strings of one character per token."""
-    joined = _frequent(text, num_ids)
+def _train_on_ids(text: Encoded, num_ids: int, asked: int) -> tuple[list[Merge], bool]:
+    """Merges of plain BPE on strings of one character per token, and whether they are all asked.
+
+    The merges make at most ``asked`` tokens; two of them may make the same one.
+    """
+    where = np.flatnonzero(text.joined)
+    pairs = text.ids[where].astype(np.int64) * num_ids + text.ids[where + 1]
+    _, which = np.unique(pairs, return_inverse=True)
+    counts = np.bincount(which, weights=text.counts[where]).astype(np.int64)  # by distinct pair
+    meet = np.zeros(len(text.ids), dtype=np.int64)  # how often tokens i and i + 1 meet
+    meet[where] = counts[which]
+    floor = _first_floor(counts, asked)
+    while True:
+        merges = _train_above(text, meet >= floor, asked, floor)
+        complete = len({left + right for left, right in merges}) == asked
+        if complete or floor == MIN_COUNT:
+            return merges, complete
+        floor = max(MIN_COUNT, floor // _HEADROOM)
+
+
+def _first_floor(counts: np.ndarray, asked: int) -> int:
+    """A count that ``asked`` merges are likely to reach, from how often pairs of tokens meet."""
+    if len(counts) <= asked:
+        return MIN_COUNT
+    return max(MIN_COUNT, int(np.partition(counts, -asked)[-asked]) // _HEADROOM)
+
+
+def _train_above(text: Encoded, joined: np.ndarray, asked: int, floor: int) -> list[Merge]:
     alphabet = np.unique(text.ids[joined | _shifted(joined)])
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(_CUT, behavior="removed")
     trainer = BpeTrainer(
-        vocab_size=len(alphabet) + count,
-        min_frequency=MIN_COUNT,
+        vocab_size=len(alphabet) + asked,
+        min_frequency=floor,
         special_tokens=[],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_strings(text.ids, joined), trainer)
+    tokenizer.train_from_iterator(_strings(text, joined), trainer)
     return parts(tokenizer)[1]
 
 
-def _frequent(text: Encoded, num_ids: int) -> np.ndarray:
-    """``joined`` without the boundaries whose tokens meet less than ``MIN_COUNT`` times."""
-    where = np.flatnonzero(text.joined)
-    pairs = text.ids[where].astype(np.int64) * num_ids + text.ids[where + 1]
-    _, inverse, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    joined = text.joined.copy()
-    joined[where] = counts[inverse] >= MIN_COUNT
-    return joined
-
-
-def _strings(ids: np.ndarray, joined: np.ndarray) -> Iterator[str]:
-    """The joined runs as strings of private characters, separated by ``_CUT``; no lone tokens."""
+def _strings(text: Encoded, joined: np.ndarray) -> Iterator[str]:
+    """The joined runs in private characters, each as often as it occurs, ``_CUT`` after each."""
     keep = np.flatnonzero(joined | _shifted(joined))
-    characters = ids[keep].astype(np.uint32) + _FIRST_CHARACTER
-    ends = np.flatnonzero(~joined[keep])  # a run ends at the token that is not joined to the next
-    start = 0
-    while start < len(ends):
-        stop = min(start + _TOKENS_PER_STRING, len(ends))
-        low, high = (ends[start - 1] + 1 if start else 0), ends[stop - 1] + 1
-        marked = np.insert(characters[low:high], ends[start:stop] + 1 - low, ord(_CUT))
-        yield marked.astype("<u4").tobytes().decode("utf-32-le")
-        start = stop
+    characters = text.ids[keep].astype(np.uint32) + _FIRST_CHARACTER
+    row = characters.astype("<u4").tobytes().decode("utf-32-le")
+    ends = np.flatnonzero(~joined[keep]) + 1  # a run ends at a token not joined to the next
+    starts = np.concatenate([[0], ends])[: len(ends)]
+    pieces, size = [], 0
+    for start, end, count in zip(
+        starts.tolist(), ends.tolist(), text.counts[keep][ends - 1].tolist(), strict=True
+    ):
+        pieces.append((row[start:end] + _CUT) * count)
+        size += len(pieces[-1])
+        if size >= _CHARACTERS_PER_STRING:
+            yield "".join(pieces)
+            pieces, size = [], 0
+    if pieces:
+        yield "".join(pieces)
 
 
 def _shifted(joined: np.ndarray) -> np.ndarray:

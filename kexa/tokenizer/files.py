@@ -1,4 +1,4 @@
-"""Tokenizers on disk, in the layout that ``tokenizers`` and ``transformers`` load.
+"""Tokenizers on disk, in the layout that ``tokenizers``, ``transformers`` and ``tiktoken`` load.
 
 A loaded tokenizer reads the string ``<|user|>`` as the special token it spells: right for a
 rendered chat, wrong for what a user typed. With ``tokenizer.encode_special_tokens = True``
@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 
 from kexa.data.chat import CHAT_TEMPLATE
 from kexa.record import write_atomic
+from kexa.tokenizer.ranks import save_ranks
 from kexa.tokenizer.vocabulary import BOS, END_OF_TURN, PAD, SPECIAL_TOKENS
 
 
 def save(tokenizer: Tokenizer, directory: str | Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+    """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``ranks.tiktoken``."""
     directory = Path(directory)
+    save_ranks(tokenizer, directory)
     write_atomic(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -27,16 +27,24 @@ def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     return np.array([len(encoding) for encoding in encodings], dtype=np.int64)
 
 
+def id_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """How often the texts use each id, read as ordinary text; int64 [vocabulary]."""
+    with bpe.literal(tokenizer):
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for encoding in encodings:
+        np.add.at(counts, encoding.ids, 1)
+    return counts
+
+
 def bytes_per_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     """All UTF-8 bytes of the texts over all tokens that encode them.
 
     Raises:
         ValueError: the texts are empty.
     """
-    tokens = int(token_counts(tokenizer, texts).sum())
-    if not tokens:
-        raise ValueError("bytes per token of no text is undefined; give a non-empty document")
-    return int(utf8_bytes(texts).sum()) / tokens
+    tokens = _used(token_counts(tokenizer, texts), "bytes per token")
+    return int(utf8_bytes(texts).sum()) / int(tokens.sum())
 
 
 def gain_interval(before: np.ndarray, after: np.ndarray, seed: int) -> Interval:
@@ -53,12 +61,46 @@ def gain_interval(before: np.ndarray, after: np.ndarray, seed: int) -> Interval:
 
 
 def usage(tokenizer: Tokenizer, texts: Sequence[str], sizes: Budget) -> dict[str, float]:
-    """Share of the tokens of an encoding that come from each part of the vocabulary."""
-    ids = bpe.encode(tokenizer, texts).ids
-    parts = sizes.ranges()
-    edges = [part.start for part in parts.values()] + [tokenizer.get_vocab_size()]
-    counts = np.histogram(ids, bins=edges)[0] / len(ids)
-    return dict(zip(parts, counts.tolist(), strict=True))
+    """Share of the tokens of an encoding that come from each part of the vocabulary.
+
+    Raises:
+        ValueError: the texts are empty.
+    """
+    counts = _used(id_counts(tokenizer, texts), "usage")
+    total = int(counts.sum())
+    return {n: int(counts[ids.start : ids.stop].sum()) / total for n, ids in sizes.ranges().items()}
+
+
+def superword_usage(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Share of the tokens of an encoding that are superwords.
+
+    Raises:
+        ValueError: the texts are empty.
+    """
+    counts = _used(id_counts(tokenizer, texts), "the share of superwords")
+    return int(counts[list(superwords(tokenizer))].sum()) / int(counts.sum())
+
+
+def renyi_efficiency(tokenizer: Tokenizer, texts: Sequence[str], alpha: float = 2.5) -> float:
+    """Rényi entropy of the tokens in use over its largest value (Zouhar et al., arXiv 2306.16842).
+
+    With p_i the share of id i in the encoding and V the size of the vocabulary:
+
+        H_alpha / log V,   H_alpha = log(sum_i p_i^alpha) / (1 - alpha)
+
+    and Shannon's entropy for alpha = 1. It is 1 when every id is used equally often, 0 when one id
+    is all there is. chosen: alpha = 2.5, at which that paper finds it to follow translation quality
+    best; larger values weigh frequent tokens more.
+
+    Raises:
+        ValueError: the texts are empty, or alpha is not positive.
+    """
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha} must be positive; 2.5 is usual")
+    counts = _used(id_counts(tokenizer, texts), "Rényi efficiency")
+    p = counts[counts > 0] / counts.sum()
+    entropy = -(p @ np.log(p)) if alpha == 1 else np.log((p**alpha).sum()) / (1 - alpha)
+    return float(entropy / np.log(len(counts)))
 
 
 def split(pattern: str, text: str) -> list[str]:
@@ -73,7 +115,19 @@ def superwords(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: tokenizer.decode([i], skip_special_tokens=False) for i in found}
 
 
+def longest_superwords(tokenizer: Tokenizer, count: int) -> list[tuple[int, str]]:
+    """The ``count`` superwords of most UTF-8 bytes as (id, text), longest first, ties by id."""
+    found = superwords(tokenizer).items()
+    return sorted(found, key=lambda item: (-len(item[1].encode("utf-8")), item[0]))[:count]
+
+
 def overlap(tokenizer: Tokenizer, baseline: Tokenizer) -> float:
     """Share of the baseline's tokens that are tokens of ``tokenizer`` too."""
     theirs = set(baseline.get_vocab())
     return len(theirs & set(tokenizer.get_vocab())) / len(theirs)
+
+
+def _used(counts: np.ndarray, what: str) -> np.ndarray:
+    if not counts.any():
+        raise ValueError(f"{what} of no text is undefined; give a non-empty document")
+    return counts

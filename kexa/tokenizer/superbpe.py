@@ -17,6 +17,8 @@ chosen: "most frequent" counts the new pattern's pre-tokens in NFC, so baseline 
 longer be formed go first.
 chosen: a superword spans at most ``max_superword_words`` words (4, as in the SuperBPE authors'
 runs), holds no colon before a word (their other barrier) and no part of a character at a join.
+chosen: NFC by the library's tables, which are those of Unicode 9. A combining mark of a later
+version keeps the place where it is written; what is decoded is equivalent to the text even then.
 chosen: a category whose text is too small for its new subwords leaves the rest to all text; a
 group without text leaves its superwords to the other groups, with a warning.
 """
@@ -26,12 +28,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from kexa.config import TokenizerConfig
 from kexa.tokenizer import bpe
+from kexa.tokenizer.pre_tokens import encode
+from kexa.tokenizer.splitter import count_pre_tokens, require_text
 from kexa.tokenizer.vocabulary import (
     BASELINE_CATEGORIES,
     BASELINE_WORDS,
@@ -45,7 +50,6 @@ from kexa.tokenizer.vocabulary import (
 
 Corpora = Mapping[str, Iterable[str]]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 # In byte-level strings U+0120 is the space, U+010A the line feed, U+0109 the tab and U+010D the
 # carriage return.
 _BOUNDARY = re.compile("(?<=[^\u0120\u010a\u0109\u010d])\u0120(?=[^\u0120\u010a\u0109\u010d])")
@@ -80,7 +84,8 @@ def train_tokenizer(
 
     Args:
         corpora: documents by category (``en ko es de ja vi code stem``). Each is read several
-            times, so a generator is first copied into a list.
+            times and never held: give an object that reads its files afresh whenever it is
+            iterated. A generator can be read only once, so it is first copied into a list.
         baseline: a result of :func:`train_baseline` on the same corpora; trained here when absent.
 
     Raises:
@@ -96,20 +101,20 @@ def train_tokenizer(
     baseline = baseline or train_baseline(corpora, config)
 
     vocab, merges = bpe.parts(baseline)
-    text = _encode(vocab, merges, WORDS, _texts(corpora, BASELINE_CATEGORIES))
-    usage = np.bincount(text.ids, minlength=len(vocab))
+    words = count_pre_tokens(_texts(corpora, BASELINE_CATEGORIES), WORDS)
+    usage = encode(vocab, merges, words).usage(len(vocab))
     vocab, merges = bpe.keep_most_frequent(usage, vocab, merges, sizes.kept)
     missing = 0
     for category, count in sizes.new.items():
-        text = _encode(vocab, merges, WORDS, _texts(corpora, [category]))
-        missing += count - bpe.resume(vocab, merges, text, count)
+        words = count_pre_tokens(_texts(corpora, [category]), WORDS)
+        missing += count - bpe.resume(vocab, merges, encode(vocab, merges, words), count)
     if missing:
-        text = _encode(vocab, merges, WORDS, _texts(corpora, corpora))
-        learned = bpe.resume(vocab, merges, text, missing)
+        words = count_pre_tokens(_texts(corpora, corpora), WORDS)
+        learned = bpe.resume(vocab, merges, encode(vocab, merges, words), missing)
         bpe.require("the last new subwords", learned, missing)
     for group, count in sizes.superwords.items():
-        text = _encode(vocab, merges, PHRASES, _texts(corpora, SUPERWORD_GROUPS[group]))
-        text = _joined_at_words(text, vocab)
+        phrases = count_pre_tokens(_texts(corpora, SUPERWORD_GROUPS[group]), PHRASES)
+        text = _joined_at_words(encode(vocab, merges, phrases), vocab)
         learned = bpe.resume(
             vocab, merges, text, count, lambda token: words_in(token) <= config.max_superword_words
         )
@@ -123,18 +128,12 @@ def words_in(token: str) -> int:
     return 1 + len(_BOUNDARY.findall(token))
 
 
-def _encode(
-    vocab: list[str], merges: list[bpe.Merge], pattern: str, texts: Iterable[str]
-) -> bpe.Encoded:
-    return bpe.encode(bpe.build(vocab, merges, pattern, "NFC"), texts)
-
-
 def _joined_at_words(text: bpe.Encoded, vocab: list[str]) -> bpe.Encoded:
     """Allow joins only where a word starts, between whole characters, and none after a colon."""
     starts = np.array([bool(_WORD_START.match(token)) and bpe.is_text(token) for token in vocab])
     may_precede = np.array([":" not in token and bpe.is_text(token) for token in vocab])
     starts_next = np.append(starts[text.ids[1:]], False)[: len(text.ids)]
-    return bpe.Encoded(text.ids, text.joined & may_precede[text.ids] & starts_next)
+    return replace(text, joined=text.joined & may_precede[text.ids] & starts_next)
 
 
 def _checked(corpora: Corpora) -> dict[str, Iterable[str]]:
@@ -148,17 +147,7 @@ def _checked(corpora: Corpora) -> dict[str, Iterable[str]]:
         documents = list(documents) if iter(documents) is documents else documents
         has_text = False
         for i, document in enumerate(documents):
-            if not isinstance(document, str):
-                kind = type(document).__name__
-                raise ValueError(
-                    f"document {i} of {category!r} is {kind}, not str; decode it as UTF-8 first"
-                )
-            if found := _SURROGATE.search(document):
-                raise ValueError(
-                    f"document {i} of {category!r} holds the lone surrogate "
-                    f"U+{ord(found[0]):04X} at character {found.start()}, which has no UTF-8 form; "
-                    f"remove it"
-                )
+            require_text(document, f"document {i} of {category!r}")
             has_text = has_text or bool(document)
         if has_text:
             checked[category] = documents

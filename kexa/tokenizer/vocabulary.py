@@ -60,10 +60,10 @@ SPECIAL_TOKENS: tuple[str, ...] = tuple(
 PAD, BOS, END_OF_TURN = SPECIAL_TOKENS[0], SPECIAL_TOKENS[1], SPECIAL_TOKENS[53]
 NUM_BYTES = 256
 
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"\p{L}[\p{L}\p{M}]*"
 _PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{{L}}\p{{N}}]?{core}"
+    CONTRACTIONS + r"|[^\r\n\p{{L}}\p{{N}}]?{core}"
     r"|\p{{N}}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]?"
     r"|\s*[\r\n]"

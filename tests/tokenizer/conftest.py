@@ -19,12 +19,11 @@ WORDS = {
 }
 
 
-def documents(category: str, count: int = 60) -> list[str]:
+def documents(category: str, count: int = 60, made: int = 40) -> list[str]:
     """Lines of words with a skewed frequency, some capitals, digits and punctuation."""
     rng = random.Random(category)
     words = WORDS[category].split()
-    made = [rng.choice(words) + rng.choice(words) for _ in range(40)]
-    vocabulary = words + made
+    vocabulary = words + [rng.choice(words) + rng.choice(words) for _ in range(made)]
     weights = [1 / (i + 1) for i in range(len(vocabulary))]
     join = "" if category == "ja" else " "
     texts = []

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexa.tokenizer import SPECIAL_TOKENS, bpe
+from kexa.tokenizer import SPECIAL_TOKENS, bpe, split
+from kexa.tokenizer.pre_tokens import encode
+from kexa.tokenizer.splitter import count_pre_tokens
 
+PATTERN = r"\S+|\s"
 FIXED = [*SPECIAL_TOKENS, *bpe.byte_alphabet()]
 
 
@@ -55,14 +58,9 @@ def test_every_resumed_merge_leads_the_counts_at_its_step(seed):
     """Against plain counting on lists, whatever the order of ties."""
     rng = random.Random(seed)
     texts = ["".join(rng.choices("abcd ", [5, 3, 2, 1, 3], k=40)) for _ in range(30)]
-    text = bpe.encode(bpe.build(FIXED, [], r"\S+|\s", "NFC"), texts)
-    runs = [[]]
-    for token, joined in zip(text.ids, text.joined, strict=True):
-        runs[-1].append(FIXED[token])
-        if not joined:
-            runs.append([])
+    runs = [list(word.replace(" ", "\u0120")) for text in texts for word in split(PATTERN, text)]
     vocab, merges = list(FIXED), []
-    bpe.resume(vocab, merges, text, 25)
+    bpe.resume(vocab, merges, encode(FIXED, [], count_pre_tokens(texts, PATTERN)), 25)
     for left, right in merges:
         counts = pair_counts(runs)
         assert counts[left, right] == max(counts.values())
@@ -76,16 +74,15 @@ def test_resuming_compresses_as_training_in_one_go_does():
     whole = bpe.train(texts, len(FIXED) + 20, r" ?\S+", "NFC")
     start = bpe.train(texts, len(FIXED) + 8, r" ?\S+", "NFC")
     vocab, merges = bpe.parts(start)
-    bpe.resume(vocab, merges, bpe.encode(start, texts), 12)
+    bpe.resume(vocab, merges, encode(vocab, merges, count_pre_tokens(texts, r" ?\S+")), 12)
     resumed = bpe.build(vocab, merges, r" ?\S+", "NFC")
     lengths = [sum(len(t.encode(text).ids) for text in texts) for t in (whole, resumed)]
     assert lengths[0] == lengths[1]
 
 
 def test_refused_tokens_take_no_place():
-    texts = ["abcabc"] * 5
     vocab, merges = list(FIXED), []
-    text = bpe.encode(bpe.build(vocab, merges, r"\S+", "NFC"), texts)
+    text = encode(vocab, merges, {"abcabc": 5})
     bpe.resume(vocab, merges, text, 2, accept=lambda token: len(token) <= 3)
     assert max(len(token) for token in vocab[len(FIXED) :]) == 3
     assert len(vocab) == len(FIXED) + 2
@@ -93,8 +90,7 @@ def test_refused_tokens_take_no_place():
 
 def test_resuming_stops_where_the_text_does():
     vocab, merges = list(FIXED), []
-    text = bpe.encode(bpe.build(vocab, merges, r"\S+", "NFC"), ["abab", "cd"])
-    assert bpe.resume(vocab, merges, text, 10) == 1
+    assert bpe.resume(vocab, merges, encode(vocab, merges, {"abab": 1, "cd": 1}), 10) == 1
     assert vocab[len(FIXED) :] == ["ab"]
 
 
@@ -104,11 +100,29 @@ def test_whole_characters_are_told_from_parts():
     assert not bpe.is_text("íķ")
 
 
-def test_encode_reports_where_pre_tokens_end():
-    tokenizer = bpe.build(FIXED, [], r"\S+|\s", "NFC")
-    text = bpe.encode(tokenizer, ["ab c", "", "d"])
-    assert [FIXED[i] for i in text.ids] == ["a", "b", "Ġ", "c", "d"]
-    assert text.joined.tolist() == [True, False, False, False, False]
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("asked", [3, 12, 40])
+def test_cutting_rare_meetings_changes_no_merge(seed, asked, monkeypatch):
+    """With any first floor the merges are those of the lowest."""
+    rng = random.Random(seed)
+    counts = {
+        "".join(rng.choices("abcd", [5, 3, 2, 1], k=rng.randint(2, 12))): 1 for _ in range(80)
+    }
+    text = encode(FIXED, [], {word: rng.randint(1, 50) for word in counts})
+    found = []
+    for floor in (bpe.MIN_COUNT, 20, 10_000):
+        monkeypatch.setattr(bpe, "_first_floor", lambda counts, asked, floor=floor: floor)
+        vocab, merges = list(FIXED), []
+        bpe.resume(vocab, merges, text, asked)
+        found.append((vocab, merges))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == len(FIXED) + asked
+
+
+def test_usage_weighs_each_pre_token_by_its_count():
+    text = encode(FIXED, [], {"ab": 3, "b": 4})
+    used = text.usage(len(FIXED))
+    assert (used[FIXED.index("a")], used[FIXED.index("b")], used.sum()) == (3, 7, 10)
 
 
 def test_too_little_text_is_a_clear_error():

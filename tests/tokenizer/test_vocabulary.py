@@ -40,6 +40,32 @@ def test_full_profile_has_the_published_sizes():
     assert sum(len(ids) for ids in sizes.ranges().values()) == 153_600
 
 
+@pytest.mark.parametrize(
+    "size",
+    [2_000, 2_001, 2_500, 3_333, 4_096, 6_144, 8_192, 16_000, 32_768, 65_537, 99_999, 153_600],
+)
+def test_shares_hold_at_every_size(config, size):
+    _shares_hold(replace(config, vocab_size=size))
+
+
+@given(st.integers(2_000, 153_600))
+def test_shares_hold_at_any_size(config, size):
+    _shares_hold(replace(config, vocab_size=size))
+
+
+def _shares_hold(config):
+    """Superwords 20% within half a point, 2 : 3 : 1 within 2%, 70% of the baseline kept."""
+    sizes = budget(config)
+    superwords = sum(sizes.superwords.values())
+    assert sum(len(ids) for ids in sizes.ranges().values()) == config.vocab_size
+    assert abs(superwords / config.vocab_size - 0.2) <= 0.005
+    for group, share in {"en": 2 / 6, "ko": 3 / 6, "multilingual": 1 / 6}.items():
+        assert abs(sizes.superwords[group] / (share * superwords) - 1) <= 0.02
+    fixed = sizes.special + sizes.bytes
+    assert (fixed + sizes.kept) / baseline_size(config) >= 0.7 - 0.005
+    assert sizes.kept / (baseline_size(config) - fixed) >= 0.7 - 0.005
+
+
 def test_ranges_follow_each_other(config):
     sizes = budget(config)
     ids = [i for part in sizes.ranges().values() for i in part]

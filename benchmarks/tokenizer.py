@@ -1,0 +1,229 @@
+"""The tokenizer at size: training time and memory, encoding speed, round trips.
+
+python -m benchmarks.tokenizer train --megabytes 64 128 256    seconds and peak memory
+python -m benchmarks.tokenizer encode                          against the stock encoder, MB/s
+python -m benchmarks.tokenizer round-trip --strings 1000000    decode(encode(x)) = NFC(x)
+
+Text is the corpus of a profile. More of it than there is, for training, is made by remixing: real
+lines in which every tenth word is another one of its category, so that phrases go on to be new as
+text grows while words do not. Every size is trained in a process of its own, from files that are
+read as they are needed. ``encode`` and ``round-trip`` check first and exit with 1 on a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+
+from benchmarks.__main__ import RESULTS, device_name, spread
+from kexa.config import load
+from kexa.data import load_corpus
+from kexa.record import commit, write_atomic
+from kexa.tokenizer import CorpusEncoder, bpe, train_tokenizer
+from kexa.tokenizer.splitter import nfc
+
+ROUNDS = 5
+_REDRAWN = 0.1
+
+
+class Lines:
+    """Documents in a file, one JSON string a line: read afresh each time, never held."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[str]:
+        with open(self.path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def remixed(documents: list[str], size: int, seed: str) -> Iterator[str]:
+    """Documents of ``size`` UTF-8 bytes in all: the given ones, then new ones made of them."""
+    rng, words = random.Random(seed), sorted({w for text in documents for w in text.split(" ")})
+    first = True
+    while True:
+        for text in documents:
+            if not first:
+                drawn = (
+                    w if rng.random() > _REDRAWN else rng.choice(words) for w in text.split(" ")
+                )
+                text = " ".join(drawn)
+            yield text
+            size -= len(text.encode("utf-8"))
+            if size <= 0:
+                return
+        first = False
+
+
+def training(profile: str, megabytes: list[int], vocab_size: int) -> list[dict]:
+    """Seconds and peak memory of ``train_tokenizer``, by size of text."""
+    corpus, rows = load_corpus(load(profile).data).train, []
+    for size in megabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            for category, documents in corpus.items():
+                each = size * 1_000_000 // len(corpus)
+                texts = remixed([d.text for d in documents], each, category)
+                with open(Path(folder) / category, "w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(text) + "\n" for text in texts)
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as pool:
+                measured = pool.apply(_train, (folder, list(corpus), profile, vocab_size))
+        rows.append({"megabytes": size, "vocab_size": vocab_size, **measured})
+        print(rows[-1])
+    return rows
+
+
+def encoding(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> list[dict]:
+    """MB/s of the corpus encoder (cold: nothing seen before) and of the stock one, interleaved.
+
+    Raises:
+        ValueError: an encoder gives other ids than the stock one.
+    """
+    rows = []
+    for name, documents in texts.items():
+        megabytes, seconds = sum(len(t.encode("utf-8")) for t in documents) / 1e6, {}
+        with bpe.literal(tokenizer):
+            for _ in tqdm(range(ROUNDS), desc=name, leave=False):
+                fast = CorpusEncoder(tokenizer)
+                ours = _timed(seconds, "kexa", lambda f=fast, d=documents: f.encode_batch(d))
+                stock = _timed(
+                    seconds,
+                    "stock",
+                    lambda d=documents: tokenizer.encode_batch_fast(d, add_special_tokens=False),
+                )
+        if [row.tolist() for row in ours] != [e.ids for e in stock]:
+            raise ValueError(f"{name}: the corpus encoder gives other ids than the stock one")
+        ratio = spread([b / a for a, b in zip(seconds["kexa"], seconds["stock"], strict=True)])
+        speeds = {n: round(megabytes / statistics.median(s), 2) for n, s in seconds.items()}
+        rows.append(
+            {"text": name, "megabytes": round(megabytes, 1), "MB/s": speeds, "ratio": ratio}
+        )
+        print(rows[-1])
+    return rows
+
+
+def strings(count: int, seed: int, documents: list[str]) -> Iterator[str]:
+    """A third each: any scalar values; letters under several marks; cuts of documents."""
+    rng = random.Random(seed)
+    scalars = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    marks = [c for c in scalars if unicodedata.combining(c)]
+    for i in range(count):
+        if i % 3 == 0:
+            yield "".join(rng.choices(scalars, k=rng.randint(1, 24)))
+        elif i % 3 == 1:
+            yield "".join(rng.choice(scalars) + "".join(rng.choices(marks, k=3)) for _ in range(3))
+        else:
+            text = rng.choice(documents)
+            start = rng.randrange(len(text) + 1)
+            yield text[start : start + rng.randint(1, 80)]
+
+
+def unlike(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """The texts that do not come back: decoded, they should be their NFC.
+
+    The library orders marks by the tables of Unicode 9. Python's tables are younger: with a mark
+    that they know and the library does not, its NFC has another order, and the text that comes back
+    is equal to it only after normalising both.
+    """
+    texts, found = list(texts), []
+    with bpe.literal(tokenizer):
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    decoded = tokenizer.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
+    for text, back in zip(texts, decoded, strict=True):
+        wanted = unicodedata.normalize("NFC", text)
+        same = back == wanted or (not YOUNG.isdisjoint(text) and back == nfc(text))
+        if not same or unicodedata.normalize("NFC", back) != wanted:
+            found.append(text)
+    return found
+
+
+def _young() -> frozenset[str]:
+    """Characters that Python's NFC moves or composes and the library's leaves as they are."""
+    found = {"\U00011935", "\U00011930"}  # the one pair composed since Unicode 9
+    for c in (chr(c) for c in range(0x110000) if unicodedata.combining(chr(c))):
+        text = f"x{c}\u0334" if unicodedata.combining(c) > 1 else f"x\u0345{c}"
+        if nfc(text) != unicodedata.normalize("NFC", text):
+            found.add(c)
+    return frozenset(found)
+
+
+YOUNG = _young()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenizer")
+    parser.add_argument("what", choices=("train", "encode", "round-trip"))
+    parser.add_argument("--profile", default="laptop", help="whose corpus and vocabulary")
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--vocab-size", type=int, default=0, help="0: the profile's")
+    parser.add_argument("--strings", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    config = load(arguments.profile)
+    vocab_size = arguments.vocab_size or config.tokenizer.vocab_size
+    if arguments.what == "train":
+        rows = training(arguments.profile, arguments.megabytes, vocab_size)
+    else:
+        corpus = load_corpus(config.data)
+        seen = {c: [d.text for d in ds] for c, ds in corpus.train.items()}
+        held = {c: [d.text for d in ds] for c, ds in corpus.heldout.items()}
+        tokenizer = train_tokenizer(seen, replace(config.tokenizer, vocab_size=vocab_size))
+        if arguments.what == "encode":
+            rows = encoding(tokenizer, {**seen, "4 MB without a break": [_unbroken(seen["en"])]})
+        else:
+            documents = [text for texts in held.values() for text in texts]
+            rows = [_round_trip(tokenizer, arguments.strings, documents)]
+    found = {"device": device_name("cpu"), "commit": commit(), "rows": rows}
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    name = f"tokenizer-{arguments.what}.json"
+    write_atomic(folder / name, json.dumps(found, indent=1) + "\n")
+    return 1 if any(row.get("changed") for row in rows) else 0
+
+
+def _round_trip(tokenizer: Tokenizer, count: int, documents: list[str]) -> dict:
+    changed, drawn, batch = 0, strings(count, 0, documents), 10_000
+    for _ in tqdm(range(0, count, batch), desc="round trips"):
+        changed += len(unlike(tokenizer, [t for _, t in zip(range(batch), drawn, strict=False)]))
+    print(f"{count:,} strings, {changed} did not come back")
+    return {"strings": count, "changed": changed}
+
+
+def _train(folder: str, categories: list[str], profile: str, vocab_size: int) -> dict:
+    config = replace(load(profile).tokenizer, vocab_size=vocab_size)
+    start = time.perf_counter()
+    train_tokenizer({c: Lines(Path(folder) / c) for c in categories}, config)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": round(seconds, 1), "peak_gib": round(peak, 2), "cores": os.cpu_count()}
+
+
+def _timed(seconds: dict[str, list[float]], name: str, run) -> list:
+    start = time.perf_counter()
+    found = run()
+    seconds.setdefault(name, []).append(time.perf_counter() - start)
+    return found
+
+
+def _unbroken(documents: list[str]) -> str:
+    words = re.findall(r"[^\W\d_]+", " ".join(documents))
+    return " ".join(itertools.islice(itertools.cycle(words), 700_000))[:4_000_000]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

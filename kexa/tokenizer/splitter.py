@@ -1,0 +1,91 @@
+"""Cut text into pre-tokens as the library does, several times faster.
+
+The split patterns speak of letters, marks, numbers and spaces. Python's ``re`` has no such classes,
+and its idea of a space differs, so the classes are asked of the library once, written out as
+ranges, and put into the pattern. Equal classes and equal alternatives give equal pieces.
+
+chosen: only text of the basic plane (U+0000 to U+FFFF) goes the fast way: ``re`` looks such a
+character up in a bitmap, and walks a list of ranges for the others. Text with a character beyond,
+an emoji for instance, is cut by the library.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+_NFC = normalizers.NFC()
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BEYOND = re.compile("[\U00010000-\U0010ffff]")
+_CLASSES = (r"\p{L}", r"\p{M}", r"\p{N}", r"\s")
+
+
+class Splitter:
+    """The pieces that a pattern cuts a text into, in order; together they are the text.
+
+    ``pattern`` has no capturing group and its alternatives leave out no character, as in
+    :mod:`kexa.tokenizer.vocabulary`.
+    """
+
+    def __init__(self, pattern: str):
+        self._library = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        self._fast = re.compile(_written_out(pattern))
+
+    def __call__(self, text: str) -> list[str]:
+        if _BEYOND.search(text):
+            return [piece for piece, _ in self._library.pre_tokenize_str(text)]
+        return self._fast.findall(text)
+
+
+def require_text(document: object, name: str) -> None:
+    """Refuse what has no UTF-8 form; ``name`` says in the message which document it is.
+
+    Raises:
+        ValueError: the document is no ``str``, or holds a lone surrogate.
+    """
+    if not isinstance(document, str):
+        raise ValueError(f"{name} is {type(document).__name__}, not str; decode it as UTF-8 first")
+    if not document.isascii() and (found := _SURROGATE.search(document)):
+        raise ValueError(
+            f"{name} holds the lone surrogate U+{ord(found[0]):04X} at character {found.start()}, "
+            f"which has no UTF-8 form; remove it"
+        )
+
+
+def nfc(text: str) -> str:
+    """NFC by the library's tables, which are those that an exported tokenizer applies."""
+    return text if text.isascii() else _NFC.normalize_str(text)
+
+
+def count_pre_tokens(texts: Iterable[str], pattern: str) -> Counter[str]:
+    """How often each distinct pre-token occurs in the texts after NFC.
+
+    The texts are read once and not kept: memory follows the number of distinct pre-tokens.
+    """
+    split, counts = Splitter(pattern), Counter()
+    for text in texts:
+        counts.update(split(nfc(text)))
+    return counts
+
+
+def _written_out(pattern: str) -> str:
+    """The pattern with the library's classes as ranges of the basic plane."""
+    pattern = pattern.replace(r"\S", r"[^\s]")
+    for name in _CLASSES:
+        ranges = _ranges(name)
+        pattern = re.sub(r"\[[^]]*\]", lambda m, n=name, r=ranges: m[0].replace(n, r), pattern)
+        pattern = pattern.replace(name, f"[{ranges}]")
+    return pattern
+
+
+@functools.cache
+def _ranges(name: str) -> str:
+    """A class of the library's regular expressions as the inside of a bracket of ``re``."""
+    plane = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)]))
+    matches = pre_tokenizers.Split(Regex(f"{name}+"), behavior="removed", invert=True)
+    runs = [run for run, _ in matches.pre_tokenize_str(plane)]
+    return "".join(f"\\u{ord(run[0]):04x}-\\u{ord(run[-1]):04x}" for run in runs)
