@@ -333,9 +333,9 @@ def test_interrupt_ends_the_kernel_and_goes_on_later(checkout):
     runner = checkout.start(sys.executable, "-m", "kexa", "run", "--only", "01")
     wait_for(checkout.root / "runs/smoke/01_data/metrics.jsonl")
     kernels = psutil.Process(runner.pid).children(recursive=True)
-    (checkout.root / "runs/smoke/01_data/x").touch()
     runner.send_signal(signal.SIGINT)
     _, err = runner.communicate(timeout=30)
+    (checkout.root / "runs/smoke/01_data/x").touch()  # not before: the kernel must be asleep
     assert runner.returncode == 130
     assert err.splitlines()[-1] == "kexa: interrupted; run again to go on"
     psutil.wait_procs(kernels, timeout=10)
