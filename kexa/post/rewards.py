@@ -1,4 +1,4 @@
-"""Rules that score an answer: verifiable rewards for reinforcement learning.
+"""Rules that score an answer: verifiable rewards for reinforcement and preference learning.
 
 Every check takes the answer (the text after the think block) and returns a :class:`Verdict`: right,
 wrong, or not in a form the check can read. The three are counted apart, because a policy that
@@ -46,6 +46,10 @@ class Check(Protocol):
 
 def _verdict(holds: bool) -> Verdict:
     return Verdict("right" if holds else "wrong")
+
+
+def _of_words(answer: str, holds: bool) -> Verdict:
+    return _verdict(holds) if _WORD.search(answer) else Verdict("unreadable")
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,7 @@ class AtMostCharacters:
     count: int
 
     def __call__(self, answer: str) -> Verdict:
-        if not _WORD.search(answer):
-            return Verdict("unreadable")
-        return _verdict(len(answer.strip()) <= self.count)
+        return _of_words(answer, len(answer.strip()) <= self.count)
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ class NoCommas:
     """A reply without any comma. Unreadable: no word."""
 
     def __call__(self, answer: str) -> Verdict:
-        if not _WORD.search(answer):
-            return Verdict("unreadable")
-        return _verdict(not _COMMA.search(answer))
+        return _of_words(answer, not _COMMA.search(answer))
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,4 @@ class EndsInQuestion:
     """A reply whose last character is a question mark. Unreadable: no word."""
 
     def __call__(self, answer: str) -> Verdict:
-        if not _WORD.search(answer):
-            return Verdict("unreadable")
-        return _verdict(answer.rstrip()[-1] in "?？")
+        return _of_words(answer, answer.rstrip().endswith(("?", "？")))

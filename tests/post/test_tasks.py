@@ -85,7 +85,8 @@ def test_every_profile_finds_the_prompts_it_asks_for(profile):
     config = load(profile)
     size = (config.sft.max_terms, config.sft.max_number)
     for family in tasks.FAMILIES:
-        for count in (150, config.sft.heldout_prompts, config.rl.heldout_prompts):
+        stages = (config.sft, config.rl, config.preference)
+        for count in (150, *(stage.heldout_prompts for stage in stages)):
             assert len(tasks.distinct(family, "heldout", count, 0, *size)) == count
 
 
