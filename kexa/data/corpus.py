@@ -27,31 +27,11 @@ from filelock import FileLock
 
 from kexa.config import DataConfig
 from kexa.data import filters, readers, sources
+from kexa.data.document import Document
 from kexa.data.sources import Card, SourceError
 from kexa.record import write_atomic
 
 CATEGORIES = ("en", "ko", "es", "de", "ja", "vi", "code", "stem")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text. ``language`` is "en" for code and stem; ``id`` is ``source/name``."""
-
-    text: str
-    source: str
-    language: str
-    category: str
-    id: str
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the text: its identity for order, duplicates and the split."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
-
-    @property
-    def bytes(self) -> int:
-        """UTF-8 length."""
-        return len(self.text.encode("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,8 @@ def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that ``config`` describes, from the cache when it was built before.
 
     Raises:
-        SourceError: a source without a card, that cannot be fetched, or whose hash differs.
+        SourceError: a source without a card, that cannot be fetched, or whose hash differs; a
+            category that a card promises and of which nothing is left.
     """
     if not config.sources:
         raise SourceError("data.sources is empty; name at least one card of data_cards/")
@@ -139,7 +120,22 @@ def build(config: DataConfig, cards: Sequence[Card]) -> tuple[list[Document], li
             intake.append(
                 Intake(card.name, category, read_, len(mine), sum(d.bytes for d in mine), reasons)
             )
+    for category in sorted({i.category for i in intake}):
+        if not filled[category]:
+            raise SourceError(_nothing_left(category, intake))
     return sorted(kept, key=lambda d: (d.category, d.hash)), intake
+
+
+def _nothing_left(category: str, intake: Iterable[Intake]) -> str:
+    rows = [i for i in intake if i.category == category]
+    told = "; ".join(f"{i.source} {i.read:,} read, {_reasons(i)}" for i in rows)
+    return f"no text is left in category {category!r} ({told}); add a source that has it"
+
+
+def _reasons(intake: Intake) -> str:
+    if not intake.read:
+        return "no documents"
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(intake.rejected.items()))
 
 
 def split(documents: Iterable[Document], intake: list[Intake], heldout_share: float) -> Corpus:
@@ -159,17 +155,19 @@ def intake_table(corpus: Corpus) -> list[str]:
     lines = [f"{'source':{width}s} {'origin':8s} category    read    kept        bytes  left out"]
     for i in corpus.intake:
         card = sources.load_card(i.source)
-        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(i.rejected.items()))
         lines.append(
             f"{i.source:{width}s} {card.origin:8s} {i.category:8s} {i.read:7,d} {i.kept:7,d} "
-            f"{i.kept_bytes:12,d}  {reasons}"
+            f"{i.kept_bytes:12,d}  {_reasons(i)}"
         )
     return lines
 
 
-def measure(card: Card) -> dict[str, int]:
-    """UTF-8 bytes per category that a source gives after filters: the figures in its card."""
-    candidates, _, _ = _filtered(card, set(), 0)
+def measure(card: Card, quota: int = 0) -> dict[str, int]:
+    """UTF-8 bytes per category that a source gives after filters: the figures in its card.
+
+    ``quota`` is that of :func:`read_documents`.
+    """
+    candidates, _, _ = _filtered(card, set(), quota)
     return {c: sum(d.bytes for d in documents) for c, documents in candidates.items()}
 
 
@@ -177,20 +175,18 @@ def _filtered(
     card: Card, seen: set[str], quota: int
 ) -> tuple[dict[str, list[Document]], Counter[str], dict[str, Counter[str]]]:
     """Documents of one source by category, with counts of documents read and of rejections."""
-    candidates: dict[str, list[Document]] = {}
+    candidates: dict[str, list[Document]] = {category: [] for category in card.categories}
     read: Counter[str] = Counter()
-    rejected: dict[str, Counter[str]] = {}
-    for category, name, text in _raw(card, quota):
+    rejected: dict[str, Counter[str]] = {category: Counter() for category in card.categories}
+    for document in read_documents(card, quota):
+        category = document.category
         read[category] += 1
         kept = candidates.setdefault(category, [])
         counts = rejected.setdefault(category, Counter())
-        text = filters.normalize(text)
-        reason = filters.reject(text, category)
+        reason = filters.reject(document.text, category)
         if reason:
             counts[reason] += 1
             continue
-        language = "en" if category in ("code", "stem") else category
-        document = Document(text, card.name, language, category, f"{card.name}/{name}")
         if document.hash in seen:
             counts["duplicate"] += 1
             continue
@@ -199,14 +195,31 @@ def _filtered(
     return candidates, read, rejected
 
 
+def read_documents(card: Card, quota: int) -> Iterator[Document]:
+    """Everything a source holds, normalised and unfiltered; of a hub dataset, which may never end,
+    one and a half ``quota`` bytes per category.
+
+    Raises:
+        SourceError: the source cannot be fetched or read, or its card names no reader.
+    """
+    for category, name, text in _raw(card, quota):
+        language = "en" if category in ("code", "stem") else category
+        text = filters.normalize(text)
+        yield Document(text, card.name, language, category, f"{card.name}/{name}")
+
+
 def _raw(card: Card, quota: int) -> Iterator[readers.Raw]:
-    """Everything a source holds; of a hub dataset, which may never end, one and a half quotas."""
     if card.kind == "hub":
         for category in card.categories:
             size = 0
             for i, row in enumerate(sources.rows(card, category)):
-                text = row[card.reader]
-                size += len(text.encode("utf-8"))
+                if card.reader not in row:
+                    raise SourceError(
+                        f"source {card.name!r}: a row has no column {card.reader!r}; its columns "
+                        f"are {', '.join(row)}: correct 'reader' in data_cards/{card.name}.md"
+                    )
+                text = row[card.reader] or ""  # an empty cell is an empty text, and counted so
+                size += len(text.encode("utf-8", "surrogatepass"))
                 yield category, f"{category}/{i}", text
                 if size > 1.5 * quota:
                     break
@@ -216,7 +229,15 @@ def _raw(card: Card, quota: int) -> Iterator[readers.Raw]:
             f"take it out of data.sources, or name one of {', '.join(readers.READERS)}"
         )
     else:
-        yield from readers.READERS[card.reader](sources.files(card))
+        files = sources.files(card)
+        try:
+            yield from readers.READERS[card.reader](files)
+        except (ValueError, LookupError, TypeError, SyntaxError) as error:
+            raise SourceError(
+                f"source {card.name!r}: reader {card.reader!r} cannot read it ({error}); the files "
+                f"are not what data_cards/{card.name}.md describes: correct the card, or take the "
+                "source out of data.sources"
+            ) from error
 
 
 def _key(config: DataConfig, cards: Iterable[Card]) -> str:
@@ -225,7 +246,6 @@ def _key(config: DataConfig, cards: Iterable[Card]) -> str:
         digest.update(card.digest.encode())
         if card.kind == "stdlib":
             digest.update(".".join(python_version_tuple()).encode())
-    for module in (sources, readers, filters):
-        digest.update(Path(module.__file__).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for module in ("document", "sources", "readers", "filters", "languages", "words", "corpus"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]

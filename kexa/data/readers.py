@@ -30,6 +30,11 @@ _FRAME = re.compile(
 _LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
 
 
+def _text(raw: bytes) -> str:
+    """Bytes that are no UTF-8 become U+FFFD, which the filter ``is_text`` refuses and counts."""
+    return raw.decode("utf-8", "replace")
+
+
 def wiki_extracts(files: Files) -> Iterator[Raw]:
     """Lead sections: JSON of title -> {title, extract}, one file per language."""
     for name in files:
@@ -80,7 +85,7 @@ def node_docs(files: Files) -> Iterator[Raw]:
     for name in files:
         match = re.search(r"/docs/([^/]+)/(ko|es|de|ja)\.md$", name)
         if match:
-            text = files[name].decode("utf-8")
+            text = _text(files[name])
             yield match[2], f"{match[1]}/{match[2]}", re.sub(r"\n> [^\n]*\s*\Z", "", text)
 
 
@@ -119,7 +124,7 @@ def docstrings(files: Files) -> Iterator[Raw]:
     """
     for name in files:
         if name.endswith(".py") and "/tests/" not in name and "/parser" not in name:
-            found = re.finditer(r'(?ms)^( *)[rR]?"""(.+?)"""', files[name].decode("utf-8"))
+            found = re.finditer(r'(?ms)^( *)[rR]?"""(.+?)"""', _text(files[name]))
             for i, match in enumerate(found):
                 text = inspect.cleandoc(match[2])
                 if len(text) > 200 and _MATH.search(text):
@@ -130,7 +135,7 @@ def python_files(files: Files) -> Iterator[Raw]:
     """Code: whole Python files."""
     for name in files:
         if name.endswith(".py"):
-            yield "code", name, files[name].decode("utf-8", "replace")
+            yield "code", name, _text(files[name])
 
 
 def python_topics(files: Files) -> Iterator[Raw]:
@@ -146,7 +151,7 @@ def html_help(files: Files) -> Iterator[Raw]:
     for name in files:
         match = re.search(rf"/({'|'.join(_LANGUAGES)})(?:-US)?/(?:.*/)?[\w.-]+\.html$", name)
         if match:
-            body = _FRAME.sub(" ", files[name].decode("utf-8"))
+            body = _FRAME.sub(" ", _text(files[name]))
             body = re.sub(r"(?i)</(p|h\d|li|td|div)>|<br ?/?>", "\n", body)
             lines = (
                 " ".join(line.split()) for line in html.unescape(_TAG.sub(" ", body)).splitlines()

@@ -129,3 +129,70 @@ def test_a_hub_stream_stops_after_its_quota(cache, tmp_path, write_card, monkeyp
     [intake] = loaded.intake
     assert 20 <= intake.kept <= 22
     assert intake.read < 40
+
+
+def one_source(monkeypatch, write_card, sha256, **card) -> DataConfig:
+    folder = write_card("one", sha256=sha256, **card)
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    return DataConfig(("one",), 10**6, 0.2)
+
+
+def test_broken_files_are_counted_and_the_others_kept(cache, make_wheel, write_card, monkeypatch):
+    files = {f"one/{i}.py": program(i) for i in range(10)} | {
+        "one/invalid.py": program(10).encode() + b"# \xff\xfe\n",
+        "one/nul.py": program(11) + "\0",
+        "one/line.py": program(12) + "# a line that goes on and on" * 100_000,
+        "one/empty.py": "",
+    }
+    config = one_source(monkeypatch, write_card, make_wheel("one", files))
+    loaded = load_corpus(config)
+    [intake] = loaded.intake
+    assert (intake.read, intake.kept) == (14, 10)
+    assert intake.rejected == {"is_text": 2, "has_length": 2}
+    assert corpus.intake_table(loaded)[1].endswith("has_length 2, is_text 2")
+
+
+def test_a_category_of_which_nothing_is_left_is_refused(cache, make_wheel, write_card, monkeypatch):
+    config = one_source(monkeypatch, write_card, make_wheel("one", {"one/a.py": "x = 1\n"}))
+    message = r"no text is left in category 'code' \(one 1 read, has_length 1\); add a source"
+    with pytest.raises(SourceError, match=message):
+        load_corpus(config)
+
+
+def test_an_empty_source_is_named(cache, make_wheel, write_card, monkeypatch, two_sources):
+    folder = write_card("empty", sha256=make_wheel("empty", {"empty/a.txt": "no code"}))
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    three = dataclasses.replace(two_sources, sources=("machine", "empty", "human"))
+    loaded = load_corpus(three)
+    assert [i.read for i in loaded.intake if i.source == "empty"] == [0]
+    [line] = [line for line in corpus.intake_table(loaded) if line.startswith("empty")]
+    assert line.endswith("no documents")
+    with pytest.raises(SourceError, match=r"category 'code' \(empty 0 read, no documents\)"):
+        load_corpus(dataclasses.replace(two_sources, sources=("empty",)))
+
+
+def test_a_file_that_its_reader_cannot_read_is_refused(cache, make_wheel, write_card, monkeypatch):
+    files = {"one/data/summaries_en-us.json": b'{"A": {"title": "A\xff"}}'}
+    config = one_source(
+        monkeypatch,
+        write_card,
+        make_wheel("one", files),
+        reader="wiki_extracts",
+        categories="{en: 1}",
+    )
+    message = r"'one': reader 'wiki_extracts' cannot read it \('utf-8' codec.*correct the card"
+    with pytest.raises(SourceError, match=message):
+        load_corpus(config)
+
+
+def test_rows_of_a_hub_dataset_that_are_no_text(cache, tmp_path, write_card, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    texts = [program(0), None, program(1) + "\0", "", program(2)]
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    config = one_source(monkeypatch, write_card, '""', kind="hub", package=str(rows), reader="text")
+    [intake] = load_corpus(config).intake
+    assert (intake.read, intake.kept) == (5, 2)
+    assert intake.rejected == {"has_length": 2, "is_text": 1}
+    config = one_source(monkeypatch, write_card, '""', kind="hub", package=str(rows), reader="body")
+    with pytest.raises(SourceError, match=r"no column 'body'; its columns are text: correct"):
+        load_corpus(config)
