@@ -104,7 +104,7 @@ def test_the_table_says_what_was_kept_and_why_the_rest_was_not(two_sources):
 
 def test_the_command_says_in_one_sentence_what_cannot_be_fetched(tmp_path):
     empty = {**os.environ, "KEXA_CACHE": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    command = [sys.executable, "-m", "kexa", "data"]
+    command = [sys.executable, "-m", "kexa", "data", "stats"]
     done = subprocess.run(command, cwd=ROOT, env=empty, capture_output=True, text=True)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
