@@ -10,8 +10,7 @@ A document meets the steps one after the other and is counted by the first that 
 documents read = kept + removed, whatever the order. ``is_text`` has to come first: the others may
 then rely on text that UTF-8 can write.
 
-chosen: the steps and their order; the report says that its text is filtered and deduplicated and
-publishes no rules.
+reported: "multi-faceted data filtering", no rules. chosen: the steps and their order.
 """
 
 from __future__ import annotations

@@ -47,17 +47,17 @@ class Overlap:
             size = min(n, len(found))
             for i in range(len(found) - size + 1 if size else 0):
                 self._runs.setdefault(tuple(found[i : i + size]), set()).add(name)
-        self._lengths = sorted({len(run) for run in self._runs})
-        self._first = {run[0] for run in self._runs}
+        self._lengths: dict[str, set[int]] = {}  # of the runs that begin with a word
+        for run in self._runs:
+            self._lengths.setdefault(run[0], set()).add(len(run))
 
     def find(self, text: str) -> set[Hashable]:
         """Names of the indexed texts that this one shares a run with."""
         found = words(text)
         names: set[Hashable] = set()
         for i, word in enumerate(found):
-            if word in self._first:
-                for size in self._lengths:
-                    names |= self._runs.get(tuple(found[i : i + size]), set())
+            for size in self._lengths.get(word, ()):
+                names |= self._runs.get(tuple(found[i : i + size]), set())
         return names
 
 

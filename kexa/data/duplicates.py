@@ -10,7 +10,7 @@
 
 With a share p of the words changed, three shingles are lost for each: J = (1 - 3p) / (1 + 3p), 0.74
 at p = 5%; 0.6 is one word in twelve. The sketch can only miss a pair, never invent one, because the
-exact similarity decides. chosen: all of it; the report publishes no method. Reference: Broder 1997;
+exact similarity decides. chosen: all of it. Reference: Broder 1997;
 Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3.
 
 Legend: K shingles, P hash functions.
