@@ -86,13 +86,13 @@ def _doctor(options: argparse.Namespace) -> int:
 def _data(options: argparse.Namespace) -> int:
     from kexa import config
     from kexa.data import inventory, sources
-    from kexa.data.decontamination import EVALUATION_CARDS
 
     if options.verb == "list":
         lines = inventory.list_lines()
     elif options.verb == "fetch":
-        names = (*config.load(options.profile).data.sources, *EVALUATION_CARDS)
-        lines = inventory.fetch_lines([sources.load_card(name) for name in names])
+        data = config.load(options.profile).data
+        cards = [sources.load_card(name) for name in (*data.sources, *data.evaluation)]
+        lines = inventory.fetch_lines(cards)
     else:
         lines = inventory.stats_lines(config.load(options.profile).data)
     for line in lines:

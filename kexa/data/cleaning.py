@@ -1,10 +1,10 @@
 """The cleaning steps in the order of a list of names, and what each of them did to each source.
 
-    filters          functions of kexa.data.filters: a document stays or goes
-    mask_personal    e-mail addresses and telephone numbers become special tokens
-    exact_duplicates     a text that was kept before goes
-    near_duplicates      a text that resembles one kept before goes
-    decontaminate        a text that repeats an evaluation item goes
+    filters             functions of kexa.data.filters: a document stays or goes
+    mask_personal       e-mail addresses and telephone numbers become special tokens
+    exact_duplicates    a text that was seen before goes
+    near_duplicates     a text that resembles one that passed before goes
+    decontaminate       a text that repeats an evaluation item goes
 
 A document meets the steps one after the other and is counted by the first that removes it, so that
 documents read = kept + removed, whatever the order. ``is_text`` has to come first: the others may
@@ -42,6 +42,7 @@ FILTERS = {
     )
 }
 STEPS = (*FILTERS, "mask_personal", "exact_duplicates", "near_duplicates", "decontaminate")
+CARD_STEPS = (*FILTERS, "mask_personal", "exact_duplicates")  # before the figures in a card
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 80
 
@@ -60,10 +61,7 @@ class Effect:
 
 
 class Cleaner:
-    """The named steps; called with one document after the other, it returns what is left of each.
-
-    ``effects`` maps (step, source, category) to what was done so far.
-    """
+    """The named steps, ready to be called with one document after the other."""
 
     def __init__(self, steps: Sequence[str], evaluation: Mapping[str, str]) -> None:
         """Set up the steps.
@@ -89,7 +87,7 @@ class Cleaner:
         if "decontaminate" in steps and not evaluation:
             raise SourceError(
                 "data.steps names 'decontaminate' but there are no evaluation items to look for; "
-                "name their cards, or take the step out"
+                "name their cards in data.evaluation, or take the step out"
             )
         stateful = {
             "mask_personal": _mask,
@@ -100,7 +98,7 @@ class Cleaner:
         self._steps: dict[str, Step] = {
             name: _filter(FILTERS[name]) if name in FILTERS else stateful[name] for name in steps
         }
-        self.effects: dict[tuple[str, str, str], Effect] = {}
+        self._effects: dict[tuple[str, str, str], Effect] = {}
 
     def __call__(self, document: Document) -> Document | None:
         """The document after all steps, or None where a step removed it."""
@@ -113,9 +111,19 @@ class Cleaner:
             document = left
         return document
 
+    def table(self) -> list[Effect]:
+        """What was done so far, in the order of the steps, then by source and category.
+
+        A step that did nothing to a source has no row there.
+        """
+        order = list(self._steps)
+        return sorted(
+            self._effects.values(), key=lambda e: (order.index(e.step), e.source, e.category)
+        )
+
     def _record(self, step: str, before: Document, after: Document | None, remark: str) -> None:
         key = (step, before.source, before.category)
-        effect = self.effects.setdefault(key, Effect(*key))
+        effect = self._effects.setdefault(key, Effect(*key))
         if after is None:
             effect.removed += 1
         else:
@@ -132,13 +140,11 @@ def clean(
 ) -> tuple[list[Document], list[Effect]]:
     """The documents that pass every step, in order, and the table of what each step did.
 
-    Arguments and errors are those of :class:`Cleaner`. Effects come in the order of the steps, then
-    by source and category; steps that did nothing to a source have no row there.
+    Arguments and errors are those of :class:`Cleaner`.
     """
     cleaner = Cleaner(steps, evaluation or {})
     kept = [left for document in documents if (left := cleaner(document)) is not None]
-    order = sorted(cleaner.effects, key=lambda key: (steps.index(key[0]), *key[1:]))
-    return kept, [cleaner.effects[key] for key in order]
+    return kept, cleaner.table()
 
 
 def effect_table(effects: Iterable[Effect]) -> list[str]:

@@ -26,7 +26,6 @@ from kexa.data.sources import SourceError
 from kexa.data.words import words
 
 RUN_WORDS = 10
-EVALUATION_CARDS = ("lm-eval-exemplars", "humaneval", "do-not-answer")
 _QUESTION_FIELDS = ("input_question", "question", "input")
 
 
@@ -61,7 +60,7 @@ class Overlap:
         return names
 
 
-def evaluation_items(names: Sequence[str] = EVALUATION_CARDS) -> dict[str, str]:
+def evaluation_items(names: Sequence[str]) -> dict[str, str]:
     """Name to question of every item of the evaluation sets that these cards describe.
 
     Raises:

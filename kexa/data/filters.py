@@ -1,19 +1,17 @@
 """Document filters: small named tests, each of which says no for one reason.
 
-A filter takes a text and its category and returns True to keep it. :func:`reject` runs them in
-order and names the first that refuses, so that every rejected document is counted once.
+A filter takes a text and its category and returns True to keep it. :mod:`kexa.data.cleaning` runs
+them in the order of a list and counts every rejected document by the first that refuses it.
 
-chosen: the thresholds; the report filters its corpus but publishes no rules. They are set so that a
-source that is what its card says loses under a tenth of its documents while text in the wrong
-language, loops and debris are caught.
+reported: "multi-faceted data filtering", no rules. chosen: the filters and their thresholds, which
+are set so that a source that is what its card says loses under a tenth of its documents to any of
+them while text in the wrong language, loops and debris are caught.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable
 
 from kexa.data import languages
 from kexa.data.words import words
@@ -21,20 +19,6 @@ from kexa.data.words import words
 MIN_CHARACTERS = {"ko": 80, "ja": 80}  # dense scripts say more per character
 DEFAULT_MIN_CHARACTERS = 160
 MAX_CHARACTERS = 65_536
-_SCRIPT = {
-    "ko": re.compile("[\uac00-\ud7a3]"),
-    "ja": re.compile("[\u3041-\u30ff]"),  # kana: Chinese has none
-    "vi": re.compile("[\u0102\u0103\u0110\u0111\u01a0\u01a1\u01af\u01b0\u1ea0-\u1ef9]", re.I),
-}
-_SCRIPT_SHARE = {"ko": 0.25, "ja": 0.15, "vi": 0.03}  # of all letters
-
-_FUNCTION_WORDS = {
-    "en": "the of and to in is a for that with as on by from are this be or an it not",
-    "es": "de la el en y que los las se del una un por con para es al como su no más",
-    "de": "der die und das in den von zu ist mit für ein eine des im auf nicht dem werden wird",
-}
-_FUNCTION_SHARE = 0.12  # of all words; running text has 0.25 to 0.5
-_WORD = re.compile(r"\w+")
 _LATIN = re.compile("[A-Za-z\u00aa-\u024f\u1e00-\u1eff]")
 _SYMBOL = re.compile(r"[^\w\s]")
 _VISIBLE = re.compile(r"\S")
@@ -42,7 +26,7 @@ _NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffd]")
 
 LATIN_SHARE = 0.7  # of all letters
 PHRASE_WORDS = 5
-FRESH_SHARE = 0.5  # of the phrases of a document; running text has 0.9 and more
+FRESH_SHARE = 0.5  # of the phrases of a document; the median of prose is above 0.9
 BOILERPLATE_SHARE = 0.3  # of the characters
 MARKUP_SHARE = 0.2  # of the characters
 SYMBOL_SHARE = 0.35  # of the characters that are not blank
@@ -78,19 +62,6 @@ def normalize(text: str) -> str:
 def has_length(text: str, category: str) -> bool:
     """Long enough to be text, short enough not to be a data table."""
     return MIN_CHARACTERS.get(category, DEFAULT_MIN_CHARACTERS) <= len(text) <= MAX_CHARACTERS
-
-
-def has_language(text: str, category: str) -> bool:
-    """Script share for ko, ja, vi; share of function words for en, es, de; code and stem pass."""
-    if category in _SCRIPT:
-        letters = sum(map(str.isalpha, text))
-        return len(_SCRIPT[category].findall(text)) >= _SCRIPT_SHARE[category] * max(letters, 1)
-    if category in _FUNCTION_WORDS:
-        words = _WORD.findall(text.lower())
-        count = Counter(words)
-        known = sum(count[w] for w in _FUNCTION_WORDS[category].split())
-        return known >= _FUNCTION_SHARE * max(len(words), 1)
-    return True
 
 
 def has_script(text: str, category: str) -> bool:
@@ -154,14 +125,3 @@ def is_unlabelled(text: str, category: str) -> bool:
 def is_text(text: str, category: str) -> bool:
     """No replacement characters, lone surrogates or control characters."""
     return not _NOT_TEXT.search(text)
-
-
-FILTERS: tuple[Callable[[str, str], bool], ...] = (has_length, is_text, has_language, has_variety)
-
-
-def reject(text: str, category: str) -> str | None:
-    """The name of the first filter that refuses the text, or None."""
-    for keep in FILTERS:
-        if not keep(text, category):
-            return keep.__name__
-    return None

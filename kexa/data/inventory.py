@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kexa.config import ROOT, DataConfig
-from kexa.data import cleaning, corpus, decontamination, sources
+from kexa.data import cleaning, corpus, sources
 from kexa.data.sources import Card
 
 
@@ -63,18 +63,16 @@ def stats_lines(config: DataConfig) -> Iterator[str]:
     """
     cards = [sources.load_card(name) for name in config.sources]
     width = max([len("source"), *(len(card.name) for card in cards)])
-    documents = []
     yield f"{'source':{width}s} category     measured    card says"
     for card in cards:
-        documents += corpus.read_documents(card, config.bytes_per_category)
         measured = corpus.measure(card, config.bytes_per_category)
         for category in sorted({*measured, *card.categories}):
             yield (
                 f"{card.name:{width}s} {category:8s} {measured.get(category, 0):12,d} "
                 f"{card.categories.get(category, 0):12,d}"
             )
-    kept, effects = cleaning.clean(documents, cleaning.STEPS, decontamination.evaluation_items())
-    yield f"\nAll cleaning steps on all sources: {len(documents):,} documents, {len(kept):,} kept"
-    yield from cleaning.effect_table(effects)
+    built = corpus.load_corpus(config)
+    yield "\nWhat each cleaning step did"
+    yield from cleaning.effect_table(built.effects)
     yield "\nThe corpus"
-    yield from corpus.intake_table(corpus.load_corpus(config))
+    yield from corpus.intake_table(built)

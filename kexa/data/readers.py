@@ -21,6 +21,7 @@ Raw = tuple[str, str, str]  # category, name within the source, text
 Files = Mapping[str, bytes]
 CATALOGUE_CHARACTERS = 1500
 _MATH = re.compile(r":math:|\.\. math::|\\frac|\\sum|\\int|\\sqrt|\$[^$]+\$|>>>")
+_CLOSING_NOTICE = re.compile(r"\n> [^\n]*\s*(?:---\s*\*\*Source fingerprint[^\n]*\s*)?\Z")
 _TAG = re.compile(r"<[^>]+>")
 # what stands around the text of a help page: everything up to the article, and from its end on
 _FRAME = re.compile(
@@ -81,18 +82,21 @@ def _join_broken_lines(text: str) -> str:
 
 
 def node_docs(files: Files) -> Iterator[Raw]:
-    """Markdown manuals, one file per node and language; the closing notice is cut."""
+    """Markdown manuals, one file per node and language; the closing notice is cut.
+
+    The notice says that a machine wrote the page; a fingerprint of the source may follow it.
+    """
     for name in files:
         match = re.search(r"/docs/([^/]+)/(ko|es|de|ja)\.md$", name)
         if match:
             text = _text(files[name])
-            yield match[2], f"{match[1]}/{match[2]}", re.sub(r"\n> [^\n]*\s*\Z", "", text)
+            yield match[2], f"{match[1]}/{match[2]}", _CLOSING_NOTICE.sub("", text)
 
 
 def catalogues(files: Files) -> Iterator[Raw]:
     """gettext ``.mo`` files: translated strings of four words or more, joined into documents."""
     for name in files:
-        match = re.search(r"/(ko|es|de|ja|vi)(?:_[A-Z]{2})?/LC_MESSAGES/[\w-]+\.mo$", name)
+        match = re.search(r"/((ko|es|de|ja|vi)(?:_[A-Z]{2})?)/LC_MESSAGES/[\w-]+\.mo$", name)
         if match:
             catalogue = gettext.GNUTranslations(io.BytesIO(files[name]))._catalog
             strings = {
@@ -101,7 +105,7 @@ def catalogues(files: Files) -> Iterator[Raw]:
                 if source and isinstance(text, str) and text != source and len(text) >= 20
             }
             for i, text in enumerate(_joined(strings)):
-                yield match[1], f"{name.rsplit('/', 1)[1]}/{match[1]}/{i}", text
+                yield match[2], f"{name.rsplit('/', 1)[1]}/{match[1]}/{i}", text
 
 
 def _joined(strings: Mapping[str, None]) -> Iterator[str]:

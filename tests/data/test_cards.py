@@ -3,7 +3,7 @@
 import pytest
 
 from kexa import config
-from kexa.data import corpus, readers, sources
+from kexa.data import corpus, decontamination, readers, sources
 
 NAMES = sorted(p.stem for p in (config.ROOT / "data_cards").glob("*.md"))
 PROFILES = ("smoke", "laptop", "h100", "full")
@@ -27,6 +27,12 @@ def test_card_is_complete(name):
 def test_every_profile_names_cards_that_cover_every_category(profile):
     cards = [sources.load_card(name) for name in config.load(profile).data.sources]
     assert {c for card in cards for c in card.categories} == set(corpus.CATEGORIES)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_looks_for_every_evaluation_set(profile):
+    evaluation = {n for n in NAMES if sources.load_card(n).reader in decontamination.ITEM_READERS}
+    assert set(config.load(profile).data.evaluation) == evaluation
 
 
 def test_smoke_needs_neither_debian_nor_a_hub():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kexa.data import decontamination
+from kexa import config
 from kexa.data.decontamination import RUN_WORDS, Overlap, evaluation_items
 from kexa.data.sources import SourceError
 from kexa.data.words import words
@@ -14,7 +14,7 @@ from tests.data.test_filters import TEXTS
 
 @pytest.fixture(scope="module")
 def evaluation() -> dict[str, str]:
-    return evaluation_items()
+    return evaluation_items(config.load("smoke").data.evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +83,4 @@ def test_nine_words_are_no_copy_and_a_short_item_is_compared_whole():
 
 def test_a_card_without_items_is_refused():
     with pytest.raises(SourceError, match=r"wiki-leads\.md names reader 'wiki_.*exemplars"):
-        decontamination.evaluation_items(["wiki-leads"])
+        evaluation_items(["wiki-leads"])
