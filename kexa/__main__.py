@@ -21,8 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="what will be used on this machine, and why")
     doctor.add_argument("--profile", default="smoke", help="default: %(default)s")
 
-    data = commands.add_parser("data", help="fetch the sources; what was kept of each, and why not")
-    data.add_argument("--profile", default="smoke", help="default: %(default)s")
+    data = commands.add_parser("data", help="the text sources: list, fetch, stats")
+    verbs = data.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("list", help="every data card, and whether its source is in the cache")
+    for verb, text in (
+        ("fetch", "fill the cache, so that later runs need no network"),
+        ("stats", "bytes of each source, what each cleaning step removes, what the corpus keeps"),
+    ):
+        each = verbs.add_parser(verb, help=text)
+        each.add_argument("--profile", default="smoke", help="default: %(default)s")
 
     run = commands.add_parser("run", help="run the notebooks that are not up to date")
     run.add_argument("--profile", default="smoke", help="a file in configs/, or a .toml path")
@@ -78,9 +85,17 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     from kexa import config
-    from kexa.data.corpus import intake_table, load_corpus
+    from kexa.data import inventory, sources
 
-    for line in intake_table(load_corpus(config.load(options.profile).data)):
+    if options.verb == "list":
+        lines = inventory.list_lines()
+    elif options.verb == "fetch":
+        data = config.load(options.profile).data
+        cards = [sources.load_card(name) for name in (*data.sources, *data.evaluation)]
+        lines = inventory.fetch_lines(cards)
+    else:
+        lines = inventory.stats_lines(config.load(options.profile).data)
+    for line in lines:
         print(line)
     return 0
 

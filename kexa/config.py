@@ -133,8 +133,10 @@ class DataConfig:
     """Which sources are read and how much of each category is kept."""
 
     sources: tuple[str, ...]  # names of cards in data_cards/
+    steps: tuple[str, ...]  # cleaning steps in order: names of kexa.data.cleaning.STEPS
+    evaluation: tuple[str, ...]  # cards of evaluation sets whose items the text must not repeat
     bytes_per_category: int  # UTF-8 bytes kept per category (en, ko, es, de, ja, vi, code, stem)
-    heldout_share: float  # share of documents held out, chosen by document hash
+    heldout_share: float  # share of documents held out, near-duplicates together
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def fingerprint(
         parts[f"module {module}"] = module_hash(module)
     for section in ("runtime", *stage.sections):
         parts[f"config {section}"] = _hash(as_dict(getattr(config, section)))
-    sources = config.data.sources if "data" in stage.sections else []
+    sources = [*config.data.sources, *config.data.evaluation] if "data" in stage.sections else []
     if "sft" in stage.sections:
         sources = [*sources, config.sft.dialogue_source]
     for name in sources:

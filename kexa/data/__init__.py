@@ -1,6 +1,7 @@
 """Text in: sources with cards, filters, the split corpus, packed batches, synthetic documents."""
 
-from kexa.data.corpus import CATEGORIES, Corpus, Document, load_corpus
+from kexa.data.corpus import CATEGORIES, Corpus, load_corpus
+from kexa.data.document import Document
 from kexa.data.packing import Mixture, TokenizedDocuments, encode
 from kexa.data.sources import SourceError
 

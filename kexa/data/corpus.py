@@ -1,14 +1,14 @@
-"""The corpus: sources read, filtered, deduplicated, cut to size and split by document hash.
+"""The corpus: sources read, cleaned, cut to size and split into a training and a held-out side.
 
-    per source:   read -> normalise -> filter (one named reason per rejection) -> drop duplicates
+    per source:   read -> normalise -> the steps of ``data.steps`` (:mod:`kexa.data.cleaning`)
     per category: human sources pooled in hash order until ``bytes_per_category`` is full, then
                   mixed, then machine-written ones: they fill only what people's text leaves open
-    split:        a document is held out when the last digits of its hash, read as a fraction, are
-                  below ``heldout_share``
+    split:        groups of near-duplicates by hash (:mod:`kexa.data.splits`)
 
-Side and order depend on the text alone: no duplicate stands on both sides, adding a source moves no
-document from one side to the other, and every machine builds the same corpus. What was built is
-kept as JSON lines under a key of config, cards, code and (for stdlib sources) Python version.
+Side and order depend on the text alone: no text and no near-duplicate of it stands on both sides,
+adding a source moves no document that resembles none of it, and every machine builds the same
+corpus. What was built is kept as JSON lines under a key of config, cards, code and (for stdlib
+sources) Python version.
 
 reported: languages en, ko, es, de, ja, vi, with STEM and code beside them. chosen: all the rest.
 """
@@ -18,40 +18,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import python_version_tuple
 
 from filelock import FileLock
 
 from kexa.config import DataConfig
-from kexa.data import filters, readers, sources
+from kexa.data import decontamination, filters, readers, sources, splits
+from kexa.data.cleaning import CARD_STEPS, Cleaner, Effect, clean
+from kexa.data.document import Document
 from kexa.data.sources import Card, SourceError
 from kexa.record import write_atomic
 
+CODE = (  # modules that decide what the corpus is
+    *("cleaning", "corpus", "decontamination", "document", "duplicates", "filters", "languages"),
+    *("personal", "readers", "sources", "splits", "words"),
+)
 CATEGORIES = ("en", "ko", "es", "de", "ja", "vi", "code", "stem")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text. ``language`` is "en" for code and stem; ``id`` is ``source/name``."""
-
-    text: str
-    source: str
-    language: str
-    category: str
-    id: str
-
-    @property
-    def hash(self) -> str:
-        """sha256 of the text: its identity for order, duplicates and the split."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
-
-    @property
-    def bytes(self) -> int:
-        """UTF-8 length."""
-        return len(self.text.encode("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +48,7 @@ class Intake:
     read: int
     kept: int
     kept_bytes: int
-    rejected: dict[str, int]  # filter name, "duplicate" or "over quota" -> documents
+    rejected: dict[str, int]  # cleaning step or "over quota" -> documents
 
 
 @dataclass(frozen=True)
@@ -72,14 +57,16 @@ class Corpus:
 
     train: dict[str, list[Document]]
     heldout: dict[str, list[Document]]
-    intake: list[Intake] = field(default_factory=list)
+    intake: list[Intake]
+    effects: list[Effect]  # what each cleaning step did, by source and category
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that ``config`` describes, from the cache when it was built before.
 
     Raises:
-        SourceError: a source without a card, that cannot be fetched, or whose hash differs.
+        SourceError: a source without a card, that cannot be fetched, or whose hash differs; an
+            unknown cleaning step; a category that a card promises and of which nothing is left.
     """
     if not config.sources:
         raise SourceError("data.sources is empty; name at least one card of data_cards/")
@@ -88,7 +75,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            _write(path, *build(config, cards))
+            documents, intake, effects = build(config, cards)
+            sides = splits.heldout(documents, config.heldout_share)
+            _write(path, documents, sides, intake, effects)
         data = path.read_bytes()
     head, _, body = data.partition(b"\n")
     if (
@@ -98,59 +87,104 @@ def load_corpus(config: DataConfig) -> Corpus:
         raise SourceError(
             f"cached corpus {path} is corrupt: it is not what was written; delete it and run again"
         )
-    intake = [Intake(**i) for i in json.loads(head[64:])]
-    documents = [Document(**json.loads(line)) for line in body.splitlines()]
-    return split(documents, intake, config.heldout_share)
+    tables = json.loads(head[64:])
+    intake = [Intake(**i) for i in tables["intake"]]
+    effects = [Effect(**e) for e in tables["effects"]]
+    corpus = Corpus({}, {}, intake, effects)
+    for line in body.splitlines():
+        values = json.loads(line)
+        side = corpus.heldout if values.pop("heldout") else corpus.train
+        for each in (corpus.train, corpus.heldout):
+            each.setdefault(values["category"], [])
+        side[values["category"]].append(Document(**values))
+    return corpus
 
 
-def _write(path: Path, documents: Sequence[Document], intake: Sequence[Intake]) -> None:
-    """JSON lines, intake and then documents; before them the sha256 of all the rest."""
-    head = json.dumps([asdict(i) for i in intake]).encode()
+def _write(
+    path: Path,
+    documents: Sequence[Document],
+    sides: Sequence[bool],
+    intake: Sequence[Intake],
+    effects: Sequence[Effect],
+) -> None:
+    """JSON lines, the tables and then documents; before them the sha256 of all the rest."""
+    tables = {"intake": [asdict(i) for i in intake], "effects": [asdict(e) for e in effects]}
+    head = json.dumps(tables).encode()
     body = b"".join(
-        json.dumps(asdict(d), ensure_ascii=False).encode("utf-8") + b"\n" for d in documents
+        json.dumps({"heldout": side, **asdict(d)}, ensure_ascii=False).encode("utf-8") + b"\n"
+        for d, side in zip(documents, sides, strict=True)
     )
     write_atomic(path, hashlib.sha256(head + body).hexdigest().encode() + head + b"\n" + body)
 
 
-def build(config: DataConfig, cards: Sequence[Card]) -> tuple[list[Document], list[Intake]]:
-    """Read, filter, deduplicate and cut. Documents come out grouped by category, in hash order."""
-    seen: set[str] = set()
+def build(
+    config: DataConfig, cards: Sequence[Card]
+) -> tuple[list[Document], list[Intake], list[Effect]]:
+    """Read, clean and cut. Documents come out grouped by category, in hash order.
+
+    Raises:
+        SourceError: see :func:`load_corpus`.
+    """
+    cleaner = Cleaner(config.steps, decontamination.evaluation_items(config.evaluation))
+    read: Counter[tuple[str, str]] = Counter()
     filled: Counter[str] = Counter()
     kept: list[Document] = []
-    intake = []
     for origin in sources.ORIGINS:
         pooled: dict[str, list[Document]] = {}
-        counts: list[tuple[Card, str, int, Counter[str]]] = []
         for card in (c for c in cards if c.origin == origin):
-            candidates, read, rejected = _filtered(card, seen, config.bytes_per_category)
-            for category, documents in candidates.items():
-                pooled.setdefault(category, []).extend(documents)
-                counts.append((card, category, read[category], rejected[category]))
+            for document in read_documents(card, config.bytes_per_category):
+                read[card.name, document.category] += 1
+                left = cleaner(document)
+                if left is not None:
+                    pooled.setdefault(left.category, []).append(left)
         for category, documents in pooled.items():
             for document in sorted(documents, key=lambda d: d.hash):
                 if filled[category] >= config.bytes_per_category:
                     break
                 kept.append(document)
                 filled[category] += document.bytes
-        for card, category, read_, rejected_ in counts:
-            mine = [d for d in kept if d.source == card.name and d.category == category]
-            over = read_ - sum(rejected_.values()) - len(mine)
-            reasons = {**rejected_, **({"over quota": over} if over else {})}
-            intake.append(
-                Intake(card.name, category, read_, len(mine), sum(d.bytes for d in mine), reasons)
-            )
-    return sorted(kept, key=lambda d: (d.category, d.hash)), intake
+    effects = cleaner.table()
+    intake = _intake(cards, read, kept, effects)
+    for category in sorted({i.category for i in intake}):
+        if not filled[category]:
+            raise SourceError(_nothing_left(category, intake))
+    return sorted(kept, key=lambda d: (d.category, d.hash)), intake, effects
 
 
-def split(documents: Iterable[Document], intake: list[Intake], heldout_share: float) -> Corpus:
-    """Two sides by document hash; see the module header."""
-    corpus = Corpus({}, {}, intake)
-    for document in documents:
-        heldout = int(document.hash[-13:], 16) / 16**13 < heldout_share
-        for side in (corpus.train, corpus.heldout):
-            side.setdefault(document.category, [])
-        (corpus.heldout if heldout else corpus.train)[document.category].append(document)
-    return corpus
+def _intake(
+    cards: Sequence[Card],
+    read: Mapping[tuple[str, str], int],
+    kept: Sequence[Document],
+    effects: Sequence[Effect],
+) -> list[Intake]:
+    """One row per source and category, the categories included that a card promises in vain."""
+    documents, sizes = Counter(), Counter()
+    for document in kept:
+        documents[document.source, document.category] += 1
+        sizes[document.source, document.category] += document.bytes
+    rows = []
+    for card in sorted(cards, key=lambda c: sources.ORIGINS.index(c.origin)):
+        found = [category for source, category in read if source == card.name]
+        for category in dict.fromkeys([*card.categories, *found]):
+            key = card.name, category
+            mine = [e for e in effects if (e.source, e.category) == key]
+            rejected = {e.step: e.removed for e in mine if e.removed}
+            if over := read[key] - documents[key] - sum(rejected.values()):
+                rejected["over quota"] = over
+            rows.append(Intake(*key, read[key], documents[key], sizes[key], rejected))
+    return rows
+
+
+def _nothing_left(category: str, intake: Iterable[Intake]) -> str:
+    rows = [i for i in intake if i.category == category]
+    told = "; ".join(f"{i.source} {i.read:,} read, {_reasons(i)}" for i in rows)
+    return f"no text is left in category {category!r} ({told}); add a source that has it"
+
+
+def _reasons(intake: Intake) -> str:
+    if not intake.read:
+        return "no documents"
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(intake.rejected.items()))
 
 
 def intake_table(corpus: Corpus) -> list[str]:
@@ -159,54 +193,49 @@ def intake_table(corpus: Corpus) -> list[str]:
     lines = [f"{'source':{width}s} {'origin':8s} category    read    kept        bytes  left out"]
     for i in corpus.intake:
         card = sources.load_card(i.source)
-        reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(i.rejected.items()))
         lines.append(
             f"{i.source:{width}s} {card.origin:8s} {i.category:8s} {i.read:7,d} {i.kept:7,d} "
-            f"{i.kept_bytes:12,d}  {reasons}"
+            f"{i.kept_bytes:12,d}  {_reasons(i)}"
         )
     return lines
 
 
-def measure(card: Card) -> dict[str, int]:
-    """UTF-8 bytes per category that a source gives after filters: the figures in its card."""
-    candidates, _, _ = _filtered(card, set(), 0)
-    return {c: sum(d.bytes for d in documents) for c, documents in candidates.items()}
+def measure(card: Card, quota: int = 0) -> dict[str, int]:
+    """UTF-8 bytes per category that a source gives after ``CARD_STEPS``: the figures in its card.
+
+    ``quota`` is that of :func:`read_documents`.
+    """
+    sizes = dict.fromkeys(card.categories, 0)
+    for document in clean(read_documents(card, quota), CARD_STEPS)[0]:
+        sizes[document.category] = sizes.get(document.category, 0) + document.bytes
+    return sizes
 
 
-def _filtered(
-    card: Card, seen: set[str], quota: int
-) -> tuple[dict[str, list[Document]], Counter[str], dict[str, Counter[str]]]:
-    """Documents of one source by category, with counts of documents read and of rejections."""
-    candidates: dict[str, list[Document]] = {}
-    read: Counter[str] = Counter()
-    rejected: dict[str, Counter[str]] = {}
+def read_documents(card: Card, quota: int) -> Iterator[Document]:
+    """Everything a source holds, normalised and unfiltered; of a hub dataset, which may never end,
+    one and a half ``quota`` bytes per category.
+
+    Raises:
+        SourceError: the source cannot be fetched or read, or its card names no reader.
+    """
     for category, name, text in _raw(card, quota):
-        read[category] += 1
-        kept = candidates.setdefault(category, [])
-        counts = rejected.setdefault(category, Counter())
-        text = filters.normalize(text)
-        reason = filters.reject(text, category)
-        if reason:
-            counts[reason] += 1
-            continue
         language = "en" if category in ("code", "stem") else category
-        document = Document(text, card.name, language, category, f"{card.name}/{name}")
-        if document.hash in seen:
-            counts["duplicate"] += 1
-            continue
-        seen.add(document.hash)
-        kept.append(document)
-    return candidates, read, rejected
+        text = filters.normalize(text)
+        yield Document(text, card.name, language, category, f"{card.name}/{name}")
 
 
 def _raw(card: Card, quota: int) -> Iterator[readers.Raw]:
-    """Everything a source holds; of a hub dataset, which may never end, one and a half quotas."""
     if card.kind == "hub":
         for category in card.categories:
             size = 0
             for i, row in enumerate(sources.rows(card, category)):
-                text = row[card.reader]
-                size += len(text.encode("utf-8"))
+                if card.reader not in row:
+                    raise SourceError(
+                        f"source {card.name!r}: a row has no column {card.reader!r}; its columns "
+                        f"are {', '.join(row)}: correct 'reader' in data_cards/{card.name}.md"
+                    )
+                text = row[card.reader] or ""  # an empty cell is an empty text, and counted so
+                size += len(text.encode("utf-8", "surrogatepass"))
                 yield category, f"{category}/{i}", text
                 if size > 1.5 * quota:
                     break
@@ -216,16 +245,23 @@ def _raw(card: Card, quota: int) -> Iterator[readers.Raw]:
             f"take it out of data.sources, or name one of {', '.join(readers.READERS)}"
         )
     else:
-        yield from readers.READERS[card.reader](sources.files(card))
+        files = sources.files(card)
+        try:
+            yield from readers.READERS[card.reader](files)
+        except (ValueError, LookupError, TypeError, SyntaxError) as error:
+            raise SourceError(
+                f"source {card.name!r}: reader {card.reader!r} cannot read it ({error}); the files "
+                f"are not what data_cards/{card.name}.md describes: correct the card, or take the "
+                "source out of data.sources"
+            ) from error
 
 
 def _key(config: DataConfig, cards: Iterable[Card]) -> str:
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for card in cards:
+    for card in [*cards, *map(sources.load_card, config.evaluation)]:
         digest.update(card.digest.encode())
         if card.kind == "stdlib":
             digest.update(".".join(python_version_tuple()).encode())
-    for module in (sources, readers, filters):
-        digest.update(Path(module.__file__).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    for module in CODE:
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return digest.hexdigest()[:16]

@@ -21,6 +21,7 @@ Raw = tuple[str, str, str]  # category, name within the source, text
 Files = Mapping[str, bytes]
 CATALOGUE_CHARACTERS = 1500
 _MATH = re.compile(r":math:|\.\. math::|\\frac|\\sum|\\int|\\sqrt|\$[^$]+\$|>>>")
+_CLOSING_NOTICE = re.compile(r"\n> [^\n]*\s*(?:---\s*\*\*Source fingerprint[^\n]*\s*)?\Z")
 _TAG = re.compile(r"<[^>]+>")
 # what stands around the text of a help page: everything up to the article, and from its end on
 _FRAME = re.compile(
@@ -28,6 +29,11 @@ _FRAME = re.compile(
     r"""|<div class="navheader">.*?</table>|<(script|style|head|nav)\b.*?</\1>"""
 )
 _LANGUAGES = ("en", "ko", "es", "de", "ja", "vi")
+
+
+def _text(raw: bytes) -> str:
+    """Bytes that are no UTF-8 become U+FFFD, which the filter ``is_text`` refuses and counts."""
+    return raw.decode("utf-8", "replace")
 
 
 def wiki_extracts(files: Files) -> Iterator[Raw]:
@@ -76,18 +82,21 @@ def _join_broken_lines(text: str) -> str:
 
 
 def node_docs(files: Files) -> Iterator[Raw]:
-    """Markdown manuals, one file per node and language; the closing notice is cut."""
+    """Markdown manuals, one file per node and language; the closing notice is cut.
+
+    The notice says that a machine wrote the page; a fingerprint of the source may follow it.
+    """
     for name in files:
         match = re.search(r"/docs/([^/]+)/(ko|es|de|ja)\.md$", name)
         if match:
-            text = files[name].decode("utf-8")
-            yield match[2], f"{match[1]}/{match[2]}", re.sub(r"\n> [^\n]*\s*\Z", "", text)
+            text = _text(files[name])
+            yield match[2], f"{match[1]}/{match[2]}", _CLOSING_NOTICE.sub("", text)
 
 
 def catalogues(files: Files) -> Iterator[Raw]:
     """gettext ``.mo`` files: translated strings of four words or more, joined into documents."""
     for name in files:
-        match = re.search(r"/(ko|es|de|ja|vi)(?:_[A-Z]{2})?/LC_MESSAGES/[\w-]+\.mo$", name)
+        match = re.search(r"/((ko|es|de|ja|vi)(?:_[A-Z]{2})?)/LC_MESSAGES/[\w-]+\.mo$", name)
         if match:
             catalogue = gettext.GNUTranslations(io.BytesIO(files[name]))._catalog
             strings = {
@@ -96,7 +105,7 @@ def catalogues(files: Files) -> Iterator[Raw]:
                 if source and isinstance(text, str) and text != source and len(text) >= 20
             }
             for i, text in enumerate(_joined(strings)):
-                yield match[1], f"{name.rsplit('/', 1)[1]}/{match[1]}/{i}", text
+                yield match[2], f"{name.rsplit('/', 1)[1]}/{match[1]}/{i}", text
 
 
 def _joined(strings: Mapping[str, None]) -> Iterator[str]:
@@ -119,7 +128,7 @@ def docstrings(files: Files) -> Iterator[Raw]:
     """
     for name in files:
         if name.endswith(".py") and "/tests/" not in name and "/parser" not in name:
-            found = re.finditer(r'(?ms)^( *)[rR]?"""(.+?)"""', files[name].decode("utf-8"))
+            found = re.finditer(r'(?ms)^( *)[rR]?"""(.+?)"""', _text(files[name]))
             for i, match in enumerate(found):
                 text = inspect.cleandoc(match[2])
                 if len(text) > 200 and _MATH.search(text):
@@ -130,7 +139,7 @@ def python_files(files: Files) -> Iterator[Raw]:
     """Code: whole Python files."""
     for name in files:
         if name.endswith(".py"):
-            yield "code", name, files[name].decode("utf-8", "replace")
+            yield "code", name, _text(files[name])
 
 
 def python_topics(files: Files) -> Iterator[Raw]:
@@ -146,7 +155,7 @@ def html_help(files: Files) -> Iterator[Raw]:
     for name in files:
         match = re.search(rf"/({'|'.join(_LANGUAGES)})(?:-US)?/(?:.*/)?[\w.-]+\.html$", name)
         if match:
-            body = _FRAME.sub(" ", files[name].decode("utf-8"))
+            body = _FRAME.sub(" ", _text(files[name]))
             body = re.sub(r"(?i)</(p|h\d|li|td|div)>|<br ?/?>", "\n", body)
             lines = (
                 " ".join(line.split()) for line in html.unescape(_TAG.sub(" ", body)).splitlines()

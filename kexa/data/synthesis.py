@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kexa.data.corpus import Document
+from kexa.data.document import Document
 
 _WORDS = """
     apple bread chair cloud dance earth field glass grass green heart horse house knife light maple

@@ -14,7 +14,6 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,13 +23,12 @@ from tokenizers import Tokenizer
 
 from kexa.data import Document, TokenizedDocuments
 from kexa.data.chat import encode_chat, parse_reply
+from kexa.data.decontamination import Overlap
 from kexa.eval.items import Benchmark, Choice, Message, Problem
 from kexa.longctx import niah
 from kexa.model import KexaForCausalLM
 from kexa.model.generate import sample
 from kexa.statistics import Interval, wilson
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -246,36 +244,17 @@ def contaminated(
 ) -> Mapping[str, list[str]]:
     """Items whose question shares ``n`` words in a row with a training document, by benchmark.
 
-    chosen: 10 words (GPT-3 used 13 on longer questions). A question shorter than ``n`` words is
-    compared whole. Words are runs of letters and digits: spacing does not hide a copy.
+    The runs and words are those of :mod:`kexa.data.decontamination`: a question shorter than ``n``
+    words is compared whole, and spacing, punctuation and case hide no copy.
 
     Raises:
         ValueError: ``n`` below 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n} words must be at least 1")
     benchmarks = list(benchmarks)
-    wanted: dict[tuple[str, ...], set[tuple[str, str]]] = {}
-    lengths = set()
-    for benchmark in benchmarks:
-        for item in benchmark.items:
-            words = _words(item.text())
-            size = min(n, len(words))
-            lengths.add(size)
-            for i in range(len(words) - size + 1):
-                wanted.setdefault(tuple(words[i : i + size]), set()).add((benchmark.name, item.id))
+    texts = {(b.name, item.id): item.text() for b in benchmarks for item in b.items}
+    overlap = Overlap(texts, n)
     found: dict[str, set[str]] = {b.name: set() for b in benchmarks}
-    lengths.discard(0)
-    first = {gram[0] for gram in wanted if gram}
     for document in documents:
-        words = _words(document.text)
-        for i, word in enumerate(words):
-            if word in first:
-                for size in lengths:
-                    for name, item in wanted.get(tuple(words[i : i + size]), ()):
-                        found[name].add(item)
+        for name, item in overlap.find(document.text):
+            found[name].add(item)
     return {name: sorted(items) for name, items in found.items()}
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())

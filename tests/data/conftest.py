@@ -49,13 +49,13 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_wheel(tmp_path, monkeypatch):
-    """``make_wheel(name, {path: text}) -> sha256``: a wheel that pip finds without an index."""
+    """``make_wheel(name, {path: content}) -> sha256``: a wheel that pip finds without an index."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
-    def make(name: str, files: dict[str, str]) -> str:
+    def make(name: str, files: dict[str, str | bytes]) -> str:
         path = folder / f"{name}-1.0-py3-none-any.whl"
         info = f"{name}-1.0.dist-info"
         with zipfile.ZipFile(path, "w") as wheel:

@@ -10,9 +10,12 @@ import pytest
 
 from kexa.config import ROOT, DataConfig
 from kexa.data import corpus, sources
-from kexa.data.corpus import Document, build, load_corpus, split
+from kexa.data.cleaning import STEPS as ALL_STEPS
+from kexa.data.corpus import build, load_corpus
+from kexa.data.duplicates import SIMILARITY, shingles, similarity
 from kexa.data.sources import SourceError, load_card
 
+STEPS = tuple(step for step in ALL_STEPS if step != "decontaminate")
 CODE = "".join(f"def function_{i}(argument):\n    return argument + {i}\n\n" for i in range(6))
 
 
@@ -28,7 +31,7 @@ def two_sources(cache, make_wheel, write_card, monkeypatch):
     write_card("human", sha256=make_wheel("human", human))
     folder = write_card("machine", sha256=make_wheel("machine", machine), origin="machine")
     monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
-    return DataConfig(("machine", "human"), 10**6, 0.2)
+    return DataConfig(("machine", "human"), STEPS, (), 10**6, 0.2)
 
 
 def test_no_text_stands_twice_or_on_both_sides(two_sources):
@@ -57,23 +60,63 @@ def test_a_changed_config_or_card_builds_again(two_sources, write_card, tmp_path
 def test_human_text_comes_first_and_machine_text_fills_up(two_sources):
     cards = [sources.load_card(n) for n in two_sources.sources]
     size = len(program(0).encode())
-    documents, _ = build(dataclasses.replace(two_sources, bytes_per_category=30 * size), cards)
+    documents, _, _ = build(dataclasses.replace(two_sources, bytes_per_category=30 * size), cards)
     assert {d.source for d in documents} == {"human"}
-    documents, intake = build(dataclasses.replace(two_sources, bytes_per_category=50 * size), cards)
+    documents, intake, _ = build(
+        dataclasses.replace(two_sources, bytes_per_category=50 * size), cards
+    )
     by_source = {i.source: i for i in intake}
     assert by_source["human"].kept == 40
     assert 9 <= by_source["machine"].kept <= 11
-    assert by_source["machine"].rejected["duplicate"] == 20
+    assert by_source["machine"].rejected["exact_duplicates"] == 20
     for i in intake:
         assert i.read == i.kept + sum(i.rejected.values())
 
 
-def test_adding_documents_moves_none_to_the_other_side():
-    documents = [Document(f"text {i}", "s", "en", "en", str(i)) for i in range(500)]
-    few, many = split(documents[:200], [], 0.1), split(documents, [], 0.1)
-    assert set(few.heldout["en"]) <= set(many.heldout["en"])
-    assert set(few.train["en"]) <= set(many.train["en"])
-    assert 30 <= len(many.heldout["en"]) <= 70
+def test_adding_a_source_moves_no_document_to_the_other_side(two_sources):
+    few = load_corpus(dataclasses.replace(two_sources, sources=("human",)))
+    many = load_corpus(two_sources)
+    for side in ("train", "heldout"):
+        texts = [{d.text for d in getattr(c, side)["code"]} for c in (few, many)]
+        assert texts[0] <= texts[1]
+
+
+def test_near_duplicates_are_removed_or_else_share_a_side(
+    cache, make_wheel, write_card, monkeypatch
+):
+    files = {}
+    for i in range(60):
+        words = [f"name_{i}_{j}" for j in range(60)]
+        for copy in range(3):
+            words[10 + copy] = f"copy_{copy}"
+            files[f"one/{i}_{copy}.py"] = "\n".join(words)
+    config = one_source(monkeypatch, write_card, make_wheel("one", files))
+    removed = load_corpus(config)
+    assert removed.intake[0].kept == 60
+    assert removed.intake[0].rejected == {"near_duplicates": 120}
+    [effect] = removed.effects
+    assert (effect.step, effect.removed) == ("near_duplicates", 120)
+    assert effect.examples[0] == "one/one/0_1.py: resembles one/one/0_0.py"
+
+    steps = tuple(step for step in STEPS if step != "near_duplicates")
+    loaded = load_corpus(dataclasses.replace(config, steps=steps))
+    train, heldout = ([shingles(d.text) for d in c["code"]] for c in (loaded.train, loaded.heldout))
+    assert len(train) + len(heldout) == 180
+    assert 0 < len(heldout) < 90
+    assert not any(similarity(a, b) >= SIMILARITY for a in train for b in heldout)
+
+
+def test_steps_that_do_not_exist_are_refused(two_sources):
+    with pytest.raises(SourceError, match=r"data.steps names 'has_lenght'; the steps are"):
+        load_corpus(dataclasses.replace(two_sources, steps=("is_text", "has_lenght")))
+
+
+def test_text_that_repeats_an_evaluation_item_is_not_kept(two_sources, monkeypatch):
+    items = {"quiz/1": "return argument + 0 def function_7_1"}
+    monkeypatch.setattr(corpus.decontamination, "evaluation_items", lambda names: items)
+    loaded = load_corpus(dataclasses.replace(two_sources, steps=ALL_STEPS))
+    [effect] = [e for e in loaded.effects if e.step == "decontaminate"]
+    assert effect.examples == ["human/h/7.py: repeats quiz/1"]
 
 
 def test_a_corrupt_built_corpus_is_named_with_the_remedy(two_sources):
@@ -99,12 +142,12 @@ def test_the_table_says_what_was_kept_and_why_the_rest_was_not(two_sources):
     assert head.startswith("source")
     assert human.split()[:5] == ["human", "human", "code", "40", "40"]
     assert machine.split()[:5] == ["machine", "machine", "code", "60", "40"]
-    assert machine.endswith("duplicate 20")
+    assert machine.endswith("exact_duplicates 20")
 
 
 def test_the_command_says_in_one_sentence_what_cannot_be_fetched(tmp_path):
     empty = {**os.environ, "KEXA_CACHE": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    command = [sys.executable, "-m", "kexa", "data"]
+    command = [sys.executable, "-m", "kexa", "data", "stats"]
     done = subprocess.run(command, cwd=ROOT, env=empty, capture_output=True, text=True)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
@@ -114,9 +157,9 @@ def test_the_command_says_in_one_sentence_what_cannot_be_fetched(tmp_path):
 
 def test_no_sources_and_a_source_that_is_no_text():
     with pytest.raises(SourceError, match=r"data.sources is empty"):
-        load_corpus(DataConfig((), 1, 0.1))
+        load_corpus(DataConfig((), STEPS, (), 1, 0.1))
     with pytest.raises(SourceError, match=r"humaneval.*reads no corpus text"):
-        load_corpus(DataConfig(("humaneval",), 1, 0.1))
+        load_corpus(DataConfig(("humaneval",), STEPS, (), 1, 0.1))
 
 
 def test_a_hub_stream_stops_after_its_quota(cache, tmp_path, write_card, monkeypatch):
@@ -125,7 +168,74 @@ def test_a_hub_stream_stops_after_its_quota(cache, tmp_path, write_card, monkeyp
     folder = write_card("hub", kind="hub", package=str(rows), sha256='""', reader="text")
     monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
     size = len(program(0).encode())
-    loaded = load_corpus(DataConfig(("hub",), 20 * size, 0.2))
+    loaded = load_corpus(DataConfig(("hub",), STEPS, (), 20 * size, 0.2))
     [intake] = loaded.intake
     assert 20 <= intake.kept <= 22
     assert intake.read < 40
+
+
+def one_source(monkeypatch, write_card, sha256, **card) -> DataConfig:
+    folder = write_card("one", sha256=sha256, **card)
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    return DataConfig(("one",), STEPS, (), 10**6, 0.2)
+
+
+def test_broken_files_are_counted_and_the_others_kept(cache, make_wheel, write_card, monkeypatch):
+    files = {f"one/{i}.py": program(i) for i in range(10)} | {
+        "one/invalid.py": program(10).encode() + b"# \xff\xfe\n",
+        "one/nul.py": program(11) + "\0",
+        "one/line.py": program(12) + "# a line that goes on and on" * 100_000,
+        "one/empty.py": "",
+    }
+    config = one_source(monkeypatch, write_card, make_wheel("one", files))
+    loaded = load_corpus(config)
+    [intake] = loaded.intake
+    assert (intake.read, intake.kept) == (14, 10)
+    assert intake.rejected == {"is_text": 2, "has_length": 2}
+    assert corpus.intake_table(loaded)[1].endswith("has_length 2, is_text 2")
+
+
+def test_a_category_of_which_nothing_is_left_is_refused(cache, make_wheel, write_card, monkeypatch):
+    config = one_source(monkeypatch, write_card, make_wheel("one", {"one/a.py": "x = 1\n"}))
+    message = r"no text is left in category 'code' \(one 1 read, has_length 1\); add a source"
+    with pytest.raises(SourceError, match=message):
+        load_corpus(config)
+
+
+def test_an_empty_source_is_named(cache, make_wheel, write_card, monkeypatch, two_sources):
+    folder = write_card("empty", sha256=make_wheel("empty", {"empty/a.txt": "no code"}))
+    monkeypatch.setattr(corpus.sources, "load_card", lambda name: load_card(name, folder))
+    three = dataclasses.replace(two_sources, sources=("machine", "empty", "human"))
+    loaded = load_corpus(three)
+    assert [i.read for i in loaded.intake if i.source == "empty"] == [0]
+    [line] = [line for line in corpus.intake_table(loaded) if line.startswith("empty")]
+    assert line.endswith("no documents")
+    with pytest.raises(SourceError, match=r"category 'code' \(empty 0 read, no documents\)"):
+        load_corpus(dataclasses.replace(two_sources, sources=("empty",)))
+
+
+def test_a_file_that_its_reader_cannot_read_is_refused(cache, make_wheel, write_card, monkeypatch):
+    files = {"one/data/summaries_en-us.json": b'{"A": {"title": "A\xff"}}'}
+    config = one_source(
+        monkeypatch,
+        write_card,
+        make_wheel("one", files),
+        reader="wiki_extracts",
+        categories="{en: 1}",
+    )
+    message = r"'one': reader 'wiki_extracts' cannot read it \('utf-8' codec.*correct the card"
+    with pytest.raises(SourceError, match=message):
+        load_corpus(config)
+
+
+def test_rows_of_a_hub_dataset_that_are_no_text(cache, tmp_path, write_card, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    texts = [program(0), None, program(1) + "\0", "", program(2)]
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    config = one_source(monkeypatch, write_card, '""', kind="hub", package=str(rows), reader="text")
+    [intake] = load_corpus(config).intake
+    assert (intake.read, intake.kept) == (5, 2)
+    assert intake.rejected == {"has_length": 2, "is_text": 1}
+    config = one_source(monkeypatch, write_card, '""', kind="hub", package=str(rows), reader="body")
+    with pytest.raises(SourceError, match=r"no column 'body'; its columns are text: correct"):
+        load_corpus(config)

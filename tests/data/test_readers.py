@@ -54,9 +54,14 @@ def test_korean_lines_broken_by_a_page_are_joined_and_headings_are_not():
 def test_node_docs_lose_the_closing_notice():
     files = {
         "c/docs/Node/de.md": b"# Node\n\nText.\n\n> Von KI erzeugt.\n",
+        "c/docs/Node/es.md": b"# Nodo\n\n> Una cita.\n\nTexto.\n\n> Generada por IA.\n\n---\n"
+        b"**Source fingerprint (SHA-256):** `936d`\n",
         "c/docs/Node/fr.md": b"x",
     }
-    assert list(readers.node_docs(files)) == [("de", "Node/de", "# Node\n\nText.\n")]
+    assert list(readers.node_docs(files)) == [
+        ("de", "Node/de", "# Node\n\nText.\n"),
+        ("es", "Node/es", "# Nodo\n\n> Una cita.\n\nTexto.\n"),
+    ]
 
 
 def test_catalogues_keep_long_translated_strings_once_and_group_them():
@@ -70,7 +75,7 @@ def test_catalogues_keep_long_translated_strings_once_and_group_them():
     documents = list(readers.catalogues({"x/locale/vi_VN/LC_MESSAGES/app.mo": mo(pairs)}))
     assert {d[0] for d in documents} == {"vi"}
     assert sorted("\n".join(d[2] for d in documents).split("\n")) == sorted(long)
-    assert len(documents) == 3
+    assert [d[1] for d in documents] == [f"app.mo/vi_VN/{i}" for i in range(3)]
     assert all(len(d[2]) < readers.CATALOGUE_CHARACTERS + 100 for d in documents)
 
 

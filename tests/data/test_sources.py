@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
+import yaml
 
 from kexa.data import sources
 from kexa.data.sources import SourceError, load_card
@@ -142,3 +144,70 @@ def test_a_hub_dataset_that_cannot_be_read_is_named(tmp_path, write_card):
     card = load_card("tiny", write_card("tiny", kind="hub", package=str(missing), sha256='""'))
     with pytest.raises(SourceError, match=r"'tiny': hub dataset .*missing.jsonl cannot be read"):
         next(sources.rows(card, "code"))
+
+
+@pytest.fixture
+def parquet_dataset(tmp_path):
+    """A folder laid out as the hub lays out a dataset: numbered parquet parts of a split."""
+    datasets.disable_progress_bars()
+    folder = tmp_path / "parquet"
+    (folder / "data").mkdir(parents=True)
+    rows = [{"text": f"row {i}", "url": "x"} for i in range(5)]
+    for i, part in enumerate((rows[:3], rows[3:])):
+        path = folder / "data" / f"train-{i:05d}-of-00002.parquet"
+        datasets.Dataset.from_list(part).to_parquet(path)
+    return folder
+
+
+@pytest.fixture
+def dataset_of_languages(tmp_path):
+    """A folder of JSON lines with a configuration for each language, named in its card."""
+    folder = tmp_path / "languages"
+    configs = []
+    for language in ("ko", "ja"):
+        (folder / language).mkdir(parents=True)
+        lines = [json.dumps({"text": f"{language} {i}"}) + "\n" for i in range(2)]
+        (folder / language / "train.jsonl").write_text("".join(lines))
+        configs.append({"config_name": language, "data_files": f"{language}/*.jsonl"})
+    card = yaml.safe_dump({"configs": configs})
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+    return folder
+
+
+def hub_card(write_card, package: str, categories: str = "{code: 1}"):
+    values = {"kind": "hub", "package": package, "sha256": '""', "reader": "text"}
+    return load_card("tiny", write_card("tiny", **values, categories=categories))
+
+
+def test_a_hub_layout_of_parquet_files_is_read_in_order(parquet_dataset, write_card):
+    card = hub_card(write_card, str(parquet_dataset))
+    assert [row["text"] for row in sources.rows(card, "code")] == [f"row {i}" for i in range(5)]
+
+
+def test_each_category_has_its_own_configuration(dataset_of_languages, write_card):
+    package = f"{dataset_of_languages}:ko {dataset_of_languages}:ja"
+    card = hub_card(write_card, package, "{ko: 1, ja: 1}")
+    assert [row["text"] for row in sources.rows(card, "ja")] == ["ja 0", "ja 1"]
+    assert [row["text"] for row in sources.rows(card, "ko")] == ["ko 0", "ko 1"]
+
+
+def test_a_configuration_that_the_dataset_lacks_is_named(dataset_of_languages, write_card):
+    card = hub_card(write_card, f"{dataset_of_languages}:vi")
+    with pytest.raises(SourceError, match=r"'tiny': hub dataset .*:vi cannot be read.*'vi' not"):
+        next(sources.rows(card, "code"))
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"text": "a\xff"}\n', b'{"text": "a"\n{', b'{"text": "\\ud800"}\n']
+)
+def test_broken_json_lines_are_refused_with_a_sentence(tmp_path, write_card, content):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"'tiny': hub dataset .*rows.jsonl cannot be read"):
+        list(sources.rows(hub_card(write_card, str(path)), "code"))
+
+
+def test_an_empty_file_has_no_rows(tmp_path, write_card):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"")
+    assert list(sources.rows(hub_card(write_card, str(path)), "code")) == []
