@@ -158,7 +158,8 @@ class PretrainConfig:
     sequence_length: int
     batch_size: int  # sequences per optimizer step
     stage_steps: dict[str, int]  # foundation, domain, reasoning
-    mixtures: dict[str, dict[str, float]]  # per stage: weight of each category
+    mixtures: dict[str, dict[str, float]]  # per stage: weight of each category or group
+    language_temperature: float  # how "multilingual" is shared out: 1 by size, larger more evenly
     synthetic_documents: dict[str, int]  # how many documents of each synthetic kind are made
     learning_rate: float  # reported: peak 3e-4
     warmup_share: float

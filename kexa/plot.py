@@ -172,7 +172,7 @@ def heatmap(
     with plt.rc_context(STYLE):
         ax = _axes(ax)
         image = ax.imshow(matrix, cmap="cividis", vmin=vmin, vmax=vmax, aspect="auto")
-        ax.set_xticks(range(len(xticks)), [str(t) for t in xticks])
+        _names(ax, [str(t) for t in xticks])
         ax.set_yticks(range(len(yticks)), [str(t) for t in yticks])
         if matrix.size <= 200:
             for (row, column), value in np.ndenumerate(matrix):

@@ -45,6 +45,7 @@ from kexa.model import KexaForCausalLM, ModelConfig, generate, generate_with_sta
 from kexa.model.accounting import account, draft_break_even
 from kexa.statistics import wilson
 from kexa.train import build_optimizers, fit, wsd
+from kexa.train.pretrain import stage_weights
 
 run = notebook.begin("03_mtp", profile, seed, out_dir)
 config, pretrain = run.config.mtp, run.config.pretrain
@@ -71,9 +72,8 @@ for t in range(len(words) - 2):
 vocabulary = tokenizer.load(notebook.require(run, "01_tokenizer") / "tokenizer")
 corpus = load_corpus(run.config.data)
 streams = {name: encode(vocabulary, documents) for name, documents in corpus.train.items()}
-mixture = Mixture(
-    streams, pretrain.mixtures["foundation"], pretrain.sequence_length, pretrain.batch_size, seed
-)
+weights = stage_weights(pretrain, "foundation", streams)
+mixture = Mixture(streams, weights, pretrain.sequence_length, pretrain.batch_size, seed)
 
 
 def batch(step):

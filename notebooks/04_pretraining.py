@@ -35,6 +35,8 @@ import torch
 
 from kexa import notebook, plot, tokenizer
 from kexa.data import load_corpus
+from kexa.data.cleaning import effect_table
+from kexa.data.corpus import intake_table, removed_shares
 from kexa.interop import save_hf
 from kexa.train import build_optimizers, fit, grouping, orthogonalize, set_numerics, wsd
 from kexa.train.checkpoint import identity
@@ -45,6 +47,7 @@ from kexa.train.pretrain import (
     held_out,
     new_model,
     pooled,
+    stage_weights,
     synthetic,
     training_streams,
     unigram_entropy,
@@ -99,21 +102,65 @@ for kind, names in set_numerics(model, "fp8").items():
 print(grouping(model))
 
 # %% [markdown]
-# ## Data: three stages, one run
+# ## Data: from sources to a corpus
 #
-# The stages differ in their mixture only. The last one adds synthetic documents that exercise
-# reasoning: recall of facts stated earlier, worked arithmetic, and documents followed by a worked
-# reading of them ("thinking-augmented" pretraining; here rules write the reading, in a large run
-# a model does).
+# Every source has a card with its licence, its hash and its known faults. Its documents meet the
+# cleaning steps of the config one after the other: filters by script, language, length, loops,
+# boilerplate, markup and symbols; text that says a machine wrote it; personal information, which
+# becomes a special token; then exact and near-duplicates, and whatever repeats a question of an
+# evaluation set. The first step that removes a document counts it.
 
 # %%
 vocabulary = tokenizer.load(notebook.require(run, "01_tokenizer") / "tokenizer")
 corpus = load_corpus(run.config.data)
+print("\n".join(effect_table(corpus.effects)))
+
+# %% [markdown]
+# A category takes documents in the order of their hashes, people's text first, until its quota is
+# full; the rest is "over quota" and not looked at. Groups of near-duplicates are held out whole, so
+# no held-out document has a near copy in training.
+
+# %%
+print("\n".join(intake_table(corpus)))
+
+# %%
+shares = removed_shares(corpus)
+steps = [
+    step for step in run.config.data.steps if any(step in by_step for by_step in shares.values())
+]
+source = max(shares, key=lambda s: sum(shares[s].values()))
+step = max(shares[source], key=shares[source].get)
+ax = plot.heatmap(
+    [[100 * by_step.get(step, 0) for step in steps] for by_step in shares.values()],
+    f"{source} loses {sum(shares[source].values()):.1%} of its documents, "
+    f"{shares[source][step]:.1%} to {step}",
+    "cleaning step",
+    "source",
+    steps,
+    list(shares),
+    "% of the documents looked at",
+)
+run.figure(ax.figure, "cleaning", caption="What each cleaning step removed, by source.")
+lost = sum(effect.removed for effect in corpus.effects)
+looked_at = lost + sum(intake.kept for intake in corpus.intake)
+run.value("documents removed by cleaning", lost / looked_at, unit="share", note=f"{lost:,}")
+
+# %% [markdown]
+# ## Three stages, one run
+#
+# The stages differ in their mixture only. The last one adds synthetic documents that exercise
+# reasoning: recall of facts stated earlier, worked arithmetic, and documents followed by a worked
+# reading of them ("thinking-augmented" pretraining; here rules write the reading, in a large run
+# a model does). English and Korean have weights of their own; the other languages share one by
+# size $n_l$, evened out by a temperature: $w_l \propto n_l^{1/\tau}$.
+
+# %%
 streams = training_streams(vocabulary, corpus, config, seed)
 curriculum = Curriculum(streams, config, seed)
 batch_tokens = config.batch_size * config.sequence_length
-for stage, mixture in config.mixtures.items():
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in mixture.items())
+for stage in config.mixtures:
+    weights = stage_weights(config, stage, streams)
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.items())
     print(f"{stage:<11} {config.stage_steps[stage] * batch_tokens:>12,} tokens: {shares}")
 
 # %% [markdown]

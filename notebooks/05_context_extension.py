@@ -36,7 +36,7 @@ from kexa.longctx import StageBatches, niah, train_stage
 from kexa.longctx.extension import COMPONENTS, loss_by_position
 from kexa.train import set_numerics
 from kexa.train.checkpoint import identity
-from kexa.train.pretrain import held_out, pooled, training_streams, validate
+from kexa.train.pretrain import held_out, pooled, stage_weights, training_streams, validate
 
 run = notebook.begin("05_context_extension", profile, seed, out_dir)
 config, pretrain = run.config.extension, run.config.pretrain
@@ -149,7 +149,7 @@ print(f"short-context loss before: {pooled(short_before, short):.3f} nats/token"
 
 # %%
 streams = training_streams(vocabulary, corpus, pretrain, seed)
-rehearsal = pretrain.mixtures[list(pretrain.mixtures)[-1]]
+rehearsal = stage_weights(pretrain, list(pretrain.mixtures)[-1], streams)
 batches = {
     name: StageBatches(vocabulary, streams, rehearsal, tuple(corpus.train), config, stage, seed + i)
     for i, (name, stage) in enumerate(stages.items())

@@ -59,8 +59,7 @@ for variant in table:
 # %%
 vocabulary = tokenizer.load(notebook.require(run, "01_tokenizer") / "tokenizer")
 corpus = load_corpus(run.config.data)
-categories = pretrain.mixtures["foundation"]
-streams = {category: encode(vocabulary, corpus.train[category]) for category in categories}
+streams = {name: encode(vocabulary, documents) for name, documents in corpus.train.items()}
 sets = held_out(vocabulary, corpus.heldout, config.sequence_length, config.validation_rows, seed)
 entropy = unigram_entropy(torch.cat([rows.targets for rows in sets.values()]))
 tokens = config.steps * config.batch_size * config.sequence_length

@@ -2,7 +2,7 @@
 
 from kexa.data.corpus import CATEGORIES, Corpus, load_corpus
 from kexa.data.document import Document
-from kexa.data.packing import Mixture, TokenizedDocuments, encode
+from kexa.data.packing import Mixture, TokenizedDocuments, balanced, encode
 from kexa.data.sources import SourceError
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Mixture",
     "SourceError",
     "TokenizedDocuments",
+    "balanced",
     "encode",
     "load_corpus",
 ]

@@ -1,9 +1,12 @@
 """The corpus: sources read, cleaned, cut to size and split into a training and a held-out side.
 
-    per source:   read -> normalise -> the steps of ``data.steps`` (:mod:`kexa.data.cleaning`)
-    per category: human sources pooled in hash order until ``bytes_per_category`` is full, then
-                  mixed, then machine-written ones: they fill only what people's text leaves open
+    per source:   read -> normalise
+    per category: human sources in hash order, then mixed, then machine-written ones, through the
+                  steps of ``data.steps`` (:mod:`kexa.data.cleaning`) until ``bytes_per_category``
+                  is full: machines fill only what people's text leaves open
     split:        groups of near-duplicates by hash (:mod:`kexa.data.splits`)
+
+What comes after a category is full is "over quota" and is not cleaned.
 
 Side and order depend on the text alone: no text and no near-duplicate of it stands on both sides,
 adding a source moves no document that resembles none of it, and every machine builds the same
@@ -36,6 +39,7 @@ CODE = (  # modules that decide what the corpus is
     *("cleaning", "corpus", "decontamination", "document", "duplicates", "filters", "languages"),
     *("personal", "readers", "sources", "splits", "words"),
 )
+OVER_QUOTA = "over quota"
 CATEGORIES = ("en", "ko", "es", "de", "ja", "vi", "code", "stem")
 
 
@@ -130,19 +134,18 @@ def build(
     filled: Counter[str] = Counter()
     kept: list[Document] = []
     for origin in sources.ORIGINS:
-        pooled: dict[str, list[Document]] = {}
+        pooled: list[Document] = []
         for card in (c for c in cards if c.origin == origin):
             for document in read_documents(card, config.bytes_per_category):
                 read[card.name, document.category] += 1
-                left = cleaner(document)
-                if left is not None:
-                    pooled.setdefault(left.category, []).append(left)
-        for category, documents in pooled.items():
-            for document in sorted(documents, key=lambda d: d.hash):
-                if filled[category] >= config.bytes_per_category:
-                    break
-                kept.append(document)
-                filled[category] += document.bytes
+                pooled.append(document)
+        for document in sorted(pooled, key=lambda d: d.hash):
+            if filled[document.category] >= config.bytes_per_category:
+                continue
+            left = cleaner(document)
+            if left is not None:
+                kept.append(left)
+                filled[left.category] += left.bytes
     effects = cleaner.table()
     intake = _intake(cards, read, kept, effects)
     for category in sorted({i.category for i in intake}):
@@ -170,7 +173,7 @@ def _intake(
             mine = [e for e in effects if (e.source, e.category) == key]
             rejected = {e.step: e.removed for e in mine if e.removed}
             if over := read[key] - documents[key] - sum(rejected.values()):
-                rejected["over quota"] = over
+                rejected[OVER_QUOTA] = over
             rows.append(Intake(*key, read[key], documents[key], sizes[key], rejected))
     return rows
 
@@ -198,6 +201,21 @@ def intake_table(corpus: Corpus) -> list[str]:
             f"{i.kept_bytes:12,d}  {_reasons(i)}"
         )
     return lines
+
+
+def removed_shares(corpus: Corpus) -> dict[str, dict[str, float]]:
+    """Per source and cleaning step the share of the documents looked at that the step removed."""
+    removed: dict[str, Counter[str]] = {}
+    looked_at: Counter[str] = Counter()
+    for i in corpus.intake:
+        steps = {step: n for step, n in i.rejected.items() if step != OVER_QUOTA}
+        removed.setdefault(i.source, Counter()).update(steps)
+        looked_at[i.source] += i.kept + sum(steps.values())
+    return {
+        source: {step: n / looked_at[source] for step, n in steps.items()}
+        for source, steps in removed.items()
+        if looked_at[source]
+    }
 
 
 def measure(card: Card, quota: int = 0) -> dict[str, int]:

@@ -19,7 +19,7 @@ class Document:
     @property
     def hash(self) -> str:
         """sha256 of the text: its identity for order, duplicates and the split."""
-        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def bytes(self) -> int:

@@ -13,6 +13,8 @@ So ``batch(step)`` needs no state: a resumed run asks for step n and gets what t
 The table covers :data:`TABLE` rows and repeats; in it each stream has exactly its share (largest
 remainder) in a seeded order, so weights hold in every run and not only on average.
 
+How the languages other than English and Korean share their part of a mixture: :func:`balanced`.
+
 chosen: all of it; the report gives no packing details.
 """
 
@@ -27,6 +29,7 @@ import torch
 from kexa.data.corpus import Document
 
 TABLE = 4096
+MULTILINGUAL = ("es", "de", "ja", "vi")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,44 @@ def encode(tokenizer, documents: Iterable[Document]) -> TokenizedDocuments:
         tokens[start] = bos
         tokens[start + 1 : start + 1 + len(encoding.ids)] = encoding.ids
     return TokenizedDocuments(tokens, offsets)
+
+
+def balanced(
+    weights: Mapping[str, float], sizes: Mapping[str, int], temperature: float
+) -> dict[str, float]:
+    """Weights in which "multilingual" is shared out among the languages of :data:`MULTILINGUAL`.
+
+    With n the size of a language's stream and tau the temperature,
+
+        w_l = w_multilingual n_l^(1/tau) / sum over k of n_k^(1/tau)
+
+    so that tau = 1 follows the sizes and a large tau gives every language the same.
+
+    Args:
+        weights: of streams and of "multilingual"; without the latter they come back as they are.
+        sizes: tokens of each stream; a language without a stream gets no share.
+        temperature: tau, above 0.
+
+    Raises:
+        ValueError: the temperature is not above 0, a language is named beside its group, or there
+            is a share but no language.
+    """
+    if temperature <= 0:
+        raise ValueError(f"language_temperature={temperature} must be above 0")
+    shared = {name: weight for name, weight in weights.items() if name != "multilingual"}
+    if "multilingual" not in weights:
+        return shared
+    if both := [name for name in MULTILINGUAL if name in shared]:
+        raise ValueError(
+            f'mixture weights name {both[0]!r} and "multilingual", which contains it; name one'
+        )
+    powers = {name: sizes[name] ** (1 / temperature) for name in MULTILINGUAL if name in sizes}
+    if not powers:
+        raise ValueError(
+            f'mixture weights name "multilingual" but no stream is one of {MULTILINGUAL}'
+        )
+    total = sum(powers.values())
+    return shared | {name: weights["multilingual"] * p / total for name, p in powers.items()}
 
 
 class Mixture:

@@ -28,7 +28,7 @@ from kexa.train.checkpoint import identity
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
 from kexa.train.optim import build_optimizers
-from kexa.train.pretrain import HeldOut, pooled, validate
+from kexa.train.pretrain import HeldOut, pooled, stage_weights, validate
 from kexa.train.schedule import wsd
 
 
@@ -88,9 +88,8 @@ def run_variant(
     torch.manual_seed(seed)
     model = KexaForCausalLM(dataclasses.replace(base, **dict(variant.model))).to(device)
     set_numerics(model, config.numerics)
-    mixture = Mixture(
-        streams, pretrain.mixtures["foundation"], config.sequence_length, config.batch_size, seed
-    )
+    weights = stage_weights(pretrain, "foundation", streams)
+    mixture = Mixture(streams, weights, config.sequence_length, config.batch_size, seed)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         input_ids, document_ids = mixture.batch(step)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
-from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, encode, synthesis
+from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.model import KexaForCausalLM
 
 
@@ -49,6 +49,14 @@ def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
     generator = runtime.generator(seed, "embedding")  # the same with and without an MTP block
     torch.nn.init.normal_(model.model.embed_tokens.weight, generator=generator)
     return model
+
+
+def stage_weights(
+    config: PretrainConfig, stage: str, streams: Mapping[str, TokenizedDocuments]
+) -> dict[str, float]:
+    """Weight of each stream in a stage's mixture, languages balanced by temperature."""
+    sizes = {name: len(stream.tokens) for name, stream in streams.items()}
+    return balanced(config.mixtures[stage], sizes, config.language_temperature)
 
 
 class Curriculum:
@@ -71,7 +79,7 @@ class Curriculum:
         self._mixtures = {
             stage: Mixture(
                 streams,
-                config.mixtures[stage],
+                stage_weights(config, stage, streams),
                 config.sequence_length,
                 config.batch_size,
                 seed * len(self.starts) + i,

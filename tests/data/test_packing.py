@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa.data import Document, Mixture, encode
-from kexa.data.packing import TABLE, TokenizedDocuments
+from kexa.data.packing import MULTILINGUAL, TABLE, TokenizedDocuments, balanced
 
 BOS = 1
 
@@ -102,3 +102,30 @@ def test_epochs_come_in_different_orders_and_the_table_may_wrap():
 def test_bad_weights(weights, message):
     with pytest.raises(ValueError, match=message):
         Mixture({"en": stream([5])}, weights, 4, 1, 0)
+
+
+SIZES = {"en": 900, "es": 400, "de": 100, "ja": 100, "vi": 25, "code": 1}
+
+
+def test_a_group_of_languages_is_shared_out_by_size_and_temperature():
+    by_size = balanced({"en": 0.5, "multilingual": 0.5}, SIZES, 1.0)
+    assert by_size == pytest.approx(
+        {"en": 0.5, "es": 0.32, "de": 0.08, "ja": 0.08, "vi": 0.02}, abs=1e-12
+    )
+    rooted = balanced({"multilingual": 9.0}, SIZES, 2.0)  # 20 : 10 : 10 : 5
+    assert rooted == pytest.approx({"es": 4.0, "de": 2.0, "ja": 2.0, "vi": 1.0}, abs=1e-12)
+    even = balanced({"multilingual": 1.0}, SIZES, 1e9)
+    assert even == pytest.approx(dict.fromkeys(MULTILINGUAL, 0.25), abs=1e-6)
+
+
+def test_weights_without_a_group_come_back_as_they_are():
+    assert balanced({"en": 0.9, "vi": 0.1}, SIZES, 2.0) == {"en": 0.9, "vi": 0.1}
+
+
+def test_groups_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(ValueError, match=r"language_temperature=0 must be above 0"):
+        balanced({"multilingual": 1.0}, SIZES, 0)
+    with pytest.raises(ValueError, match=r"name 'ja' and \"multilingual\", which contains it"):
+        balanced({"multilingual": 1.0, "ja": 0.1}, SIZES, 2.0)
+    with pytest.raises(ValueError, match=r"\"multilingual\" but no stream is one of"):
+        balanced({"multilingual": 1.0}, {"en": 5}, 2.0)

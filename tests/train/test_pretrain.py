@@ -19,6 +19,7 @@ from kexa.train.pretrain import (
     held_out,
     new_model,
     pooled,
+    stage_weights,
     synthetic,
     unigram_entropy,
     validate,
@@ -60,6 +61,15 @@ def test_stages_follow_one_another_and_read_their_own_mixture():
 def test_batch_is_a_function_of_seed_and_step():
     first, again = (Curriculum(STREAMS, PRETRAIN, seed=3).batch(4) for _ in range(2))
     assert all(torch.equal(first[k], again[k]) for k in first)
+
+
+def test_stage_weights_share_a_group_by_tokens_of_the_streams():
+    config = dataclasses.replace(
+        PRETRAIN, mixtures={"domain": {"code": 0.4, "multilingual": 0.6}}, language_temperature=2.0
+    )
+    streams = {"code": stream(30), "es": stream(10, 1600), "vi": stream(10, 400)}  # roots 2 : 1
+    weights = stage_weights(config, "domain", streams)
+    assert weights == pytest.approx({"code": 0.4, "es": 0.4, "vi": 0.2}, abs=1e-12)
 
 
 def test_stages_without_a_mixture_are_an_error():
