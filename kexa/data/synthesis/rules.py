@@ -134,4 +134,3 @@ def thinking(
         f"It says: {chosen}",
     ]
     return [Text(f"{text}\n\nThinking it through:\n" + "\n".join(steps), "en", read.source)]
-
