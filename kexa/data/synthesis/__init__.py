@@ -28,11 +28,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kexa.data.document import Document
-from kexa.data.synthesis import prompted
-from kexa.data.synthesis.comparisons import comparisons
+from kexa.data.synthesis import comparisons, facts, problems, prompted
 from kexa.data.synthesis.endpoint import Endpoint
-from kexa.data.synthesis.facts import facts
-from kexa.data.synthesis.problems import LANGUAGES, problems
+from kexa.data.synthesis.problems import LANGUAGES
 from kexa.data.synthesis.provenance import (
     Provenance,
     Sample,
@@ -72,7 +70,12 @@ __all__ = [
 
 # A kind draws one item: its texts in a fixed order, or why what was drawn is left out.
 KINDS: dict[str, Callable[..., list[Text] | str]] = {
-    f.__name__: f for f in (recall, arithmetic, thinking, problems, facts, comparisons)
+    "recall": recall,
+    "arithmetic": arithmetic,
+    "thinking": thinking,
+    "problems": problems.draw_problem,
+    "facts": facts.draw_facts,
+    "comparisons": comparisons.draw_comparison,
 }
 CARRIED = ("problems", "facts", "comparisons")  # in six languages: a model can carry them
 FACTUAL = ("facts", "comparisons")  # take the knob ``countries``

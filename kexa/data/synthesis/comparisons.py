@@ -27,7 +27,7 @@ from kexa.data.synthesis.provenance import Text
 Told = tuple[Country, Fact, list[Fact]]  # the fact compared, and all that is told of the country
 
 
-def comparisons(
+def draw_comparison(
     rng: np.random.Generator, countries: Sequence[Country] = (), others: int = 2
 ) -> list[Text] | str:
     """Two countries, compared in one number, in all six languages, or why they cannot be.

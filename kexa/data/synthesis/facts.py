@@ -93,7 +93,7 @@ class Country:
     facts: tuple[Fact, ...]
 
 
-def facts(
+def draw_facts(
     rng: np.random.Generator, countries: Sequence[Country] = (), most: int = 5
 ) -> list[Text] | str:
     """Up to ``most`` facts about one country in all six languages.

@@ -43,7 +43,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # family -> its knobs; chosen: numbers 
 ENTRIES = 2**31
 
 
-def problems(
+def draw_problem(
     rng: np.random.Generator, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[Text] | str:
     """One problem in all of :data:`LANGUAGES`, or why the entry drawn is left out.
