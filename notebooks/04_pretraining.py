@@ -104,7 +104,8 @@ print(grouping(model))
 # The stages differ in their mixture only. The last one adds synthetic documents that exercise
 # reasoning: recall of facts stated earlier, worked arithmetic, and documents followed by a worked
 # reading of them ("thinking-augmented" pretraining; here rules write the reading, in a large run
-# a model does).
+# a model does). The larger profiles add problems, facts and comparisons, each carried into all six
+# languages; `kexa data synthesize` writes any of them with generator, seed and source.
 
 # %%
 vocabulary = tokenizer.load(notebook.require(run, "01_tokenizer") / "tokenizer")

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kexa.data import sources
+from kexa.data import filters, sources
 from kexa.data.synthesis.provenance import SynthesisError
 from kexa.record import read_json, write_atomic
 
@@ -32,7 +32,8 @@ LONGEST_WAIT = 60.0  # seconds before the next attempt, whatever the server asks
 
 @dataclass(frozen=True)
 class Reply:
-    """``complete`` is False when the server cut the text at ``max_tokens``."""
+    """``text`` is normalised, a lone surrogate in it U+FFFD; ``complete`` is False when the server
+    cut it at ``max_tokens``."""
 
     text: str
     complete: bool
@@ -118,8 +119,10 @@ class Endpoint:
     def _parsed(self, answer: bytes) -> dict[str, Any]:
         try:
             choice = json.loads(answer)["choices"][0]
-            text = choice["message"]["content"] or ""  # null where the model said nothing
-            return {"text": text.strip(), "complete": choice.get("finish_reason") != "length"}
+            said = choice["message"]["content"] or ""  # null where the model said nothing
+            text = said.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            complete = choice.get("finish_reason") != "length"
+            return {"text": filters.normalize(text), "complete": complete}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SynthesisError(
                 f"{self._address} sent no chat completion: "

@@ -6,7 +6,7 @@
 A reply is kept only when it is grounded, that is, when a rule can tell it from a reply that went
 astray; what fails is dropped and counted by reason.
 
-    both     complete and in the language asked for
+    both     complete, text, not about the model itself, in the language asked for
     carry    the same numbers as the source, each as often, and not the source itself
     think    quotes the document at least once, quotes nothing that is not in it, and names no
              number that is not in it
@@ -23,7 +23,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from kexa.data import languages
+from kexa.data import filters, languages
 from kexa.data.synthesis.endpoint import Endpoint, Reply
 from kexa.data.synthesis.provenance import Text
 
@@ -127,6 +127,10 @@ def _form_fault(reply: Reply, language: str) -> str:
         return "empty reply"
     if not reply.complete:
         return "cut off"
+    if not filters.is_text(reply.text, language):
+        return "characters that are no text"
+    if not filters.is_unlabelled(reply.text, language):
+        return "speaks of itself as a machine"
     found = languages.identify(_NO_WORD.sub(" ", reply.text))
     if found == languages.UNDETERMINED and language in _LATIN:
         return ""

@@ -1,6 +1,7 @@
 """The endpoint: its protocol, its patience, its cache, and what it says when it fails."""
 
 import json
+import threading
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_a_cut_reply_is_marked(server):
     assert Endpoint(url, "tiny")("a", 0) == Reply("half a", False)
 
 
+def test_a_reply_with_a_lone_surrogate_can_be_kept(server):
+    choice = b'{"choices": [{"message": {"content": "a \\ud800 b \\ud83d\\ude00\\r\\n"}}]}'
+    url, requests = server(lambda body, _: (200, {}, choice))
+    for _ in range(2):
+        assert Endpoint(url, "tiny")("a", 0) == Reply("a \ufffd b \U0001f600", True)
+    assert len(requests) == 1
+
+
 def test_busy_servers_are_tried_again_with_longer_pauses(server):
     answers = [(429, {"Retry-After": "7"}, b""), (503, {}, b""), (500, {}, b"")]
     url, requests = server(lambda body, n: answers[n - 1] if n <= 3 else (200, {}, "at last"))
@@ -86,8 +95,6 @@ def test_a_server_that_stays_busy_ends_with_a_sentence(server):
 
 
 def test_a_silent_server_is_tried_again(server):
-    import threading
-
     waits = threading.Event()
     url, requests = server(lambda body, n: (waits.wait(5), (200, {}, "late"))[1])
     with pytest.raises(

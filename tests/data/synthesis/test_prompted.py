@@ -36,6 +36,9 @@ def test_numbers(text, expected):
         (GERMAN, "ko", "not in Korean"),
         (GERMAN.replace("99.720", "99.270"), "de", "other numbers than the source"),
         (GERMAN.replace("\n3 × 4 = 12", ""), "de", "other numbers than the source"),
+        (GERMAN + "\ufffd", "de", "characters that are no text"),
+        (GERMAN + "\x00", "de", "characters that are no text"),
+        (GERMAN + " Als KI-Modell kann ich das.", "de", "speaks of itself as a machine"),
         (GERMAN + " 12", "de", "other numbers than the source"),
         (
             "전체 면적은 9만 9720제곱킬로미터이다.\n3 × 4 = 12",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kexa import config, stages
 from kexa.data import Document, synthesis
 from kexa.data.synthesis import CARRIED, FACTUAL, KINDS, Endpoint, Provenance, SynthesisError
 from kexa.data.synthesis.facts import SOURCE
@@ -97,8 +98,6 @@ def test_kinds_that_only_a_rule_makes():
 
 
 def test_the_source_of_facts_is_part_of_a_fingerprint():
-    from kexa import config, stages
-
     profile = config.load("smoke")
     assert stages.synthetic_sources(profile) == []
     for kind in FACTUAL:
