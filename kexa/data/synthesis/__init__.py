@@ -80,6 +80,9 @@ KINDS: dict[str, Callable[..., list[Text] | str]] = {
 CARRIED = ("problems", "facts", "comparisons")  # in six languages: a model can carry them
 FACTUAL = ("facts", "comparisons")  # take the knob ``countries``
 WORKERS = 8  # requests to an endpoint at a time
+PATIENCE = (
+    1000  # draws in a row that may be left out; the families and facts here leave out a third
+)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def samples(kind: str, count: int, seed: int, endpoint: Endpoint | None = None, 
         knobs: see :func:`~kexa.data.synthesis.rules.recall` and the other functions of KINDS.
 
     Raises:
-        SynthesisError: an unknown kind, one that no endpoint can make, a bad knob, a library or
-            server that is missing.
+        SynthesisError: an unknown kind, one that no endpoint can make, a bad knob, too little to
+            draw from, a library or server that is missing.
         SourceError: the source of facts cannot be fetched.
         ValueError: knobs of ``recall`` that do not fit each other.
     """
@@ -119,8 +122,9 @@ def samples(kind: str, count: int, seed: int, endpoint: Endpoint | None = None, 
             f"unknown kind of synthetic document {kind!r}; kinds: {', '.join(KINDS)}"
         )
     dropped: Counter[str] = Counter()
+    name = f"synthesis/{kind}/{seed}"
     if endpoint:
-        generator = f"endpoint/{endpoint.model}"
+        name, generator = f"{name}/{endpoint.model}", f"endpoint/{endpoint.model}"
         texts: Iterable[Text] = _prompted(kind, count, seed, endpoint, knobs, dropped)
     else:
         generator = f"kexa/{kind}"
@@ -128,9 +132,7 @@ def samples(kind: str, count: int, seed: int, endpoint: Endpoint | None = None, 
         texts = itertools.islice(itertools.chain.from_iterable(items), count)
     made = []
     for i, text in enumerate(texts):
-        document = Document(
-            text.text, "synthesis", text.language, kind, f"synthesis/{kind}/{seed}/{i}"
-        )
+        document = Document(text.text, "synthesis", text.language, kind, f"{name}/{i}")
         made.append(Sample(document, Provenance(generator, seed, text.source)))
     return Batch(made, dropped)
 
@@ -140,12 +142,19 @@ def _items(
 ) -> Iterator[list[Text]]:
     """Items without end; what is left out is counted and drawn anew."""
     rng = np.random.default_rng([seed, len(kind), *kind.encode()])
-    while True:
+    missed = 0
+    while missed < PATIENCE:
         item = draw(rng, **knobs)
         if isinstance(item, str):
             dropped[item] += 1
+            missed += 1
         else:
             yield item
+            missed = 0
+    raise SynthesisError(
+        f"{kind}: {PATIENCE} draws in a row had to be left out ({', '.join(sorted(dropped))}); "
+        "give it more to draw from"
+    )
 
 
 def _prompted(

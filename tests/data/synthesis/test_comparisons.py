@@ -1,9 +1,10 @@
 """Comparisons think in steps that follow from their text."""
 
 import numpy as np
+import pytest
 
 from kexa.data import languages, synthesis
-from kexa.data.synthesis import LANGUAGES, prompted
+from kexa.data.synthesis import LANGUAGES, SynthesisError, prompted
 from kexa.data.synthesis.comparisons import draw_comparison, think
 from kexa.data.synthesis.endpoint import Reply
 from kexa.data.synthesis.facts import Country, Fact, figure
@@ -41,6 +42,11 @@ def test_what_cannot_be_compared_is_left_out_by_name():
         f"{k} of one of the two is not known" for k in ("population", "coastline", "highest")
     }
     assert found == {"w/cd, w/np", "w/np, w/cd", "area of both is the same", *reasons}
+
+
+def test_countries_that_can_never_be_compared_end_with_a_sentence():
+    with pytest.raises(SynthesisError, match="1000 draws in a row .*area of both is the same"):
+        synthesis.documents("comparisons", 1, 0, countries=[CHAD, CHAD])
 
 
 def test_every_step_is_grounded_and_the_answer_is_the_larger():

@@ -61,6 +61,7 @@ def test_a_model_carries_the_english_text_into_five_languages(kind, countries, m
     assert [s.provenance for s in batch.samples] == [
         Provenance("endpoint/tiny", 0, s.provenance.source) for s in expected
     ]
+    assert batch.samples[0].document.id == f"synthesis/{kind}/0/tiny/0"
     assert synthesis.samples(kind, 10, 0, endpoint, **knobs) == batch
     assert len(requests) == 10
 
