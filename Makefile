@@ -19,7 +19,9 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "kexa needs Python 3.11 or newer: install it or set PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[dev,lab]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,lab,gym]" || { \
+	echo "trying without reasoning-gym, whose pycosat takes a C compiler (no synthetic problems)"; \
+	$(BIN)/python -m pip install --quiet --editable ".[dev,lab]"; }
 	@touch $(STAMP)
 
 run: $(STAMP)

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="what will be used on this machine, and why")
     doctor.add_argument("--profile", default="smoke", help="default: %(default)s")
 
-    data = commands.add_parser("data", help="the text sources: list, fetch, stats")
+    data = commands.add_parser("data", help="text: list, fetch, stats, synthesize")
     verbs = data.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="every data card, and whether its source is in the cache")
     for verb, text in (
@@ -30,6 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         each = verbs.add_parser(verb, help=text)
         each.add_argument("--profile", default="smoke", help="default: %(default)s")
+    synthesize = verbs.add_parser(
+        "synthesize", help="write synthetic samples with generator, seed and source, as JSON lines"
+    )
+    synthesize.add_argument("--kind", required=True, help="thinking, problems, facts, ...")
+    synthesize.add_argument("--count", type=int, default=60, help="default: %(default)s")
+    synthesize.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    synthesize.add_argument("--out", required=True, metavar="FILE", help="a .jsonl file")
+    synthesize.add_argument(
+        "--endpoint", default="", metavar="URL", help="an OpenAI-compatible server, up to /v1"
+    )
+    synthesize.add_argument("--model", default="", help="its name on that server")
+    synthesize.add_argument(
+        "--profile", default="smoke", help="whose corpus is thought about; default: %(default)s"
+    )
 
     run = commands.add_parser("run", help="run the notebooks that are not up to date")
     run.add_argument("--profile", default="smoke", help="a file in configs/, or a .toml path")
@@ -85,14 +100,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     from kexa import config
-    from kexa.data import inventory, sources
+    from kexa.data import inventory, sources, synthesis
+    from kexa.stages import synthetic_sources
 
     if options.verb == "list":
         lines = inventory.list_lines()
     elif options.verb == "fetch":
+        profile = config.load(options.profile)
+        names = [*profile.data.sources, *profile.data.evaluation, *synthetic_sources(profile)]
+        lines = inventory.fetch_lines([sources.load_card(name) for name in dict.fromkeys(names)])
+    elif options.verb == "synthesize":
+        if bool(options.endpoint) != bool(options.model) or options.count < 1:
+            raise config.ConfigError(
+                f"--endpoint {options.endpoint!r}, --model {options.model!r}, --count "
+                f"{options.count}: give both of the first or neither, and a count above 0"
+            )
+        endpoint = synthesis.Endpoint(options.endpoint, options.model) if options.endpoint else None
         data = config.load(options.profile).data
-        cards = [sources.load_card(name) for name in (*data.sources, *data.evaluation)]
-        lines = inventory.fetch_lines(cards)
+        lines = inventory.synthesize_lines(
+            options.kind, options.count, options.seed, Path(options.out), endpoint, data
+        )
     else:
         lines = inventory.stats_lines(config.load(options.profile).data)
     for line in lines:

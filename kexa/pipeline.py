@@ -45,6 +45,7 @@ SPEAKING = (  # errors whose message is all a user needs: no traceback
     "ConfigError",
     "SourceError",
     "StageFailed",
+    "SynthesisError",
     "TrainingDiverged",
     "UnreadableReplies",
     "FileNotFoundError",

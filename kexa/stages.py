@@ -40,7 +40,7 @@ PRESENTATION = frozenset(
     for name in ("__main__", "config", "notebook", "pairs", "pipeline", "plot", "report", "stages")
 )
 BEGIN = frozenset({"kexa.record", "kexa.runtime"})  # what every notebook uses through `begin`
-PACKAGES = ("numpy", "tokenizers", "torch", "transformers", "triton")
+PACKAGES = ("babel", "numpy", "reasoning-gym", "tokenizers", "torch", "transformers", "triton")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ def fingerprint(
     sources = [*config.data.sources, *config.data.evaluation] if "data" in stage.sections else []
     if "sft" in stage.sections:
         sources = [*sources, config.sft.dialogue_source]
+    if "pretrain" in stage.sections:
+        sources = [*sources, *synthetic_sources(config)]
     for name in sources:
         card = ROOT / "data_cards" / f"{name}.md"
         parts[f"card {name}"] = _hash(card.read_text(encoding="utf-8") if card.is_file() else "")
@@ -162,6 +164,12 @@ def fingerprint(
         "parameters": json.dumps(extra, sort_keys=True),
         "versions": _versions(),
     }
+
+
+def synthetic_sources(config: Config) -> list[str]:
+    """The cards behind the synthetic documents of a config, whether or not in its corpus."""
+    factual = {"facts", "comparisons"} & config.pretrain.synthetic_documents.keys()
+    return ["world-factbook"] if factual else []
 
 
 def why(old: Mapping[str, str], new: Mapping[str, str]) -> str:

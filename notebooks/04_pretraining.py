@@ -151,8 +151,10 @@ run.value("documents removed by cleaning", lost / looked_at, unit="share", note=
 # The stages differ in their mixture only. The last one adds synthetic documents that exercise
 # reasoning: recall of facts stated earlier, worked arithmetic, and documents followed by a worked
 # reading of them ("thinking-augmented" pretraining; here rules write the reading, in a large run
-# a model does). English and Korean have weights of their own; the other languages share one by
-# size $n_l$, evened out by a temperature: $w_l \propto n_l^{1/\tau}$.
+# a model does). The larger profiles add problems, facts and comparisons, each carried into all six
+# languages; `kexa data synthesize` writes any of them with generator, seed and source. English and
+# Korean have weights of their own; the other languages share one by size $n_l$, evened out by a
+# temperature: $w_l \propto n_l^{1/\tau}$.
 
 # %%
 streams = training_streams(vocabulary, corpus, config, seed)

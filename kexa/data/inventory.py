@@ -1,17 +1,20 @@
-"""What ``kexa data list``, ``fetch`` and ``stats`` print: the sources, as text lines.
+"""What the ``kexa data`` commands print, as text lines.
 
-list     every card: kind, who wrote the text, licence, categories, and whether it is here
-fetch    sources into the cache, so that later runs need no network
-stats    bytes per category as measured and as the card says, what each cleaning step removes,
-         and what the corpus keeps
+list        every card: kind, who wrote the text, licence, categories, and whether it is here
+fetch       sources into the cache, so that later runs need no network
+stats       bytes per category as measured and as the card says, what each cleaning step removes,
+            and what the corpus keeps
+synthesize  writes synthetic samples; how many in each language, and what was left out and why
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from kexa.config import ROOT, DataConfig
-from kexa.data import cleaning, corpus, sources
+from kexa.data import cleaning, corpus, sources, synthesis
 from kexa.data.sources import Card
 
 
@@ -76,3 +79,35 @@ def stats_lines(config: DataConfig) -> Iterator[str]:
     yield from cleaning.effect_table(built.effects)
     yield "\nThe corpus"
     yield from corpus.intake_table(built)
+
+
+def synthesize_lines(
+    kind: str,
+    count: int,
+    seed: int,
+    path: Path,
+    endpoint: synthesis.Endpoint | None,
+    config: DataConfig,
+) -> Iterator[str]:
+    """Write ``count`` samples of one kind with their provenance to ``path``, and say what they are.
+
+    ``thinking`` is about the training side of the corpus of ``config``: its English where a rule
+    thinks, all six languages where a model does.
+
+    Raises:
+        SynthesisError: see :func:`kexa.data.synthesis.samples`.
+        SourceError: a source that cannot be fetched or read.
+        CannotWrite: ``path`` cannot be written.
+    """
+    knobs = {}
+    if kind == "thinking":
+        train = corpus.load_corpus(config).train
+        spoken = synthesis.LANGUAGES if endpoint else ("en",)
+        knobs["documents"] = [document for language in spoken for document in train[language]]
+    batch = synthesis.samples(kind, count, seed, endpoint, **knobs)
+    synthesis.write_samples(path, batch.samples)
+    languages = Counter(sample.document.language for sample in batch.samples)
+    told = ", ".join(f"{language} {languages[language]:,}" for language in languages)
+    yield f"{path}: {len(batch.samples):,} samples of {kind} ({told or 'none'})"
+    for reason, number in sorted(batch.dropped.items()):
+        yield f"left out {number:,}: {reason}"

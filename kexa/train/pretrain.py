@@ -33,6 +33,7 @@ from torch import Tensor
 from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
+from kexa.data.synthesis import facts
 from kexa.model import KexaForCausalLM
 
 
@@ -101,11 +102,22 @@ class Curriculum:
 def synthetic(
     corpus: Mapping[str, list[Document]], counts: Mapping[str, int], seed: int
 ) -> dict[str, list[Document]]:
-    """``counts[kind]`` documents of each synthetic kind; "thinking" reads the corpus's English."""
+    """``counts[kind]`` documents of each synthetic kind.
+
+    "thinking" reads the corpus's English; "facts" and "comparisons" are of the countries whose
+    articles are in it.
+
+    Raises:
+        SynthesisError: an unknown kind, or problems without reasoning-gym.
+        SourceError: the source of facts cannot be fetched.
+    """
+    knobs = {}
+    if "thinking" in counts:
+        knobs["thinking"] = {"documents": corpus["en"]}
+    for kind in counts.keys() & synthesis.FACTUAL:
+        knobs[kind] = {"countries": facts.choose(corpus["en"])}
     return {
-        kind: synthesis.documents(
-            kind, count, seed, **({"documents": corpus["en"]} if kind == "thinking" else {})
-        )
+        kind: synthesis.documents(kind, count, seed, **knobs.get(kind, {}))
         for kind, count in counts.items()
     }
 

@@ -1,7 +1,10 @@
 """Tiny wheels and cards, and a cache of their own, so that no test here needs a network."""
 
 import hashlib
+import json
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -92,3 +95,43 @@ def write_card(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def server():
+    """``server(answer) -> (url, requests)``; ``answer(body, number) -> (status, headers, reply)``.
+
+    A reply that is a string becomes the content of a chat completion. Closed after the test.
+    """
+    servers = []
+
+    def start(answer):
+        requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                requests.append((self.path, dict(self.headers), body))
+                status, headers, reply = answer(body, len(requests))
+                if isinstance(reply, str):
+                    choice = {"message": {"role": "assistant", "content": reply}}
+                    reply = json.dumps({"choices": [choice | {"finish_reason": "stop"}]}).encode()
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, *_):
+                pass
+
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        http.handle_error = lambda *_: None  # a client that gave up is what some tests are about
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        servers.append(http)
+        return f"http://127.0.0.1:{http.server_port}/v1", requests
+
+    yield start
+    for http in servers:
+        http.shutdown()
+        http.server_close()

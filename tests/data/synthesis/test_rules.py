@@ -1,5 +1,6 @@
-"""Synthetic documents are reproducible and true."""
+"""What rules write is reproducible and true."""
 
+import hashlib
 import re
 
 import pytest
@@ -43,10 +44,21 @@ def test_thinking_only_says_what_the_text_says():
         assert said in text
         assert "Names in it: Thames, London." in document.text
         assert "Numbers in it: 346." in document.text
-        asked = re.search(r'starts with "(.*)"\? Sentence (\d)', document.text)
+        assert "Sentences to read: 3.\nThe first: The river Thames" in document.text
+        asked = re.search(r'starts with "(.*)"\? Number (\d)', document.text)
         sentences = ["The river", "It is 346", "Ships use"]
         assert said.startswith(asked[1])
         assert said.startswith(sentences[int(asked[2]) - 1])
+
+
+def test_thinking_asks_for_the_first_sentence_of_a_beginning():
+    text = "It is a long river in the south. It is a long river with many ships."
+    source = [Document(text, "s", "en", "en", "0")]
+    for document in synthesis.documents("thinking", 9, seed=0, documents=source):
+        assert (
+            'starts with "It is a long"? Number 1.\nIt says: It is a long river in the south.'
+            in (document.text)
+        )
 
 
 @pytest.mark.parametrize("kind", ["recall", "arithmetic"])
@@ -62,3 +74,27 @@ def test_bad_knobs():
         synthesis.documents("recall", 1, 0, facts=9, pool=4)
     with pytest.raises(ValueError, match="thinking needs documents"):
         synthesis.documents("thinking", 1, 0, documents=[])
+
+
+RIVERS = [Document(f"The river number {i} is long.", "s", "en", "en", f"s/{i}") for i in "12"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "digest"),
+    [
+        ("recall", {}, "7ea48234076523c6"),
+        ("arithmetic", {}, "00c20dbfad219b1a"),
+        ("thinking", {"documents": RIVERS}, "dc26d58b9f6c9df2"),
+    ],
+)
+def test_the_documents_of_a_seed_stay_what_they_are(kind, knobs, digest):
+    """Results of the notebooks rest on them."""
+    made = synthesis.documents(kind, 50, 0, **knobs)
+    text = "\0".join(f"{d.id} {d.language} {d.text}" for d in made)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+
+
+def test_thinking_names_the_document_it_read():
+    for sample in synthesis.samples("thinking", 9, seed=0, documents=RIVERS).samples:
+        [read] = [d for d in RIVERS if sample.document.text.startswith(d.text)]
+        assert sample.provenance == synthesis.Provenance("kexa/thinking", 0, read.id)

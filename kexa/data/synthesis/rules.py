@@ -1,6 +1,4 @@
-"""Synthetic documents for the reasoning stage: recall, arithmetic and thinking-augmented text.
-
-Three kinds, each a category of a mixture like any other:
+"""Kinds that a rule writes: recall, arithmetic and thinking-augmented text.
 
 - ``recall``: facts ``key = value``, one a line, then the same lines again in another order. The
   first time a value stands it cannot be known; every later time only looking back can tell it. One
@@ -11,18 +9,20 @@ Three kinds, each a category of a mixture like any other:
   question that one of its sentences answers.
 
 reported: synthetic reasoning and thinking-augmented documents are in the mixture (the latter after
-arXiv 2509.20186: document ++ thinking, plain next-token loss). chosen: the generators. A large run
-has a model write the thinking; here a rule writes it, so every step is true of the text.
+arXiv 2509.20186: document ++ thinking, plain next-token loss). chosen: the rules. In a large run
+a model writes the thinking (:mod:`kexa.data.synthesis.prompted`); here every step is true of the
+text because it is read off it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from kexa.data.document import Document
+from kexa.data.synthesis.provenance import SynthesisError, Text
 
 _WORDS = """
     apple bread chair cloud dance earth field glass grass green heart horse house knife light maple
@@ -45,24 +45,6 @@ def cue(key: str) -> str:
     return f"{key} ="
 
 
-def documents(kind: str, count: int, seed: int, **knobs) -> list[Document]:
-    """``count`` documents of one kind, the same for the same seed and knobs.
-
-    Knobs: see :func:`recall`, :func:`arithmetic` and :func:`thinking`.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of synthetic document {kind!r}; kinds: {', '.join(KINDS)}")
-    rng = np.random.default_rng([seed, len(kind), *kind.encode()])
-    texts = (KINDS[kind](rng, **knobs) for _ in range(count))
-    return [
-        Document(text, "synthesis", "en", kind, f"synthesis/{kind}/{seed}/{i}")
-        for i, text in enumerate(texts)
-    ]
-
-
 def recall(
     rng: np.random.Generator,
     facts: int = 6,
@@ -70,7 +52,7 @@ def recall(
     pool: int = len(KEYS),
     digits: int = 2,
     filler: Sequence[str] = (),
-) -> str:
+) -> list[Text]:
     """One recall document.
 
     Args:
@@ -93,10 +75,10 @@ def recall(
         if len(filler):
             lines.append(filler[rng.integers(len(filler))])
     lines += [fact(keys[i], values[i]) for i in rng.integers(0, facts, size=queries)]
-    return "\n".join(lines)
+    return [Text("\n".join(lines))]
 
 
-def arithmetic(rng: np.random.Generator, problems: int = 8, digits: int = 2) -> str:
+def arithmetic(rng: np.random.Generator, problems: int = 8, digits: int = 2) -> list[Text]:
     """One document of worked problems on numbers of up to ``digits`` digits, one a line."""
     lines = []
     for _ in range(problems):
@@ -111,34 +93,45 @@ def arithmetic(rng: np.random.Generator, problems: int = 8, digits: int = 2) -> 
             tens, ones = b // 10 * 10, b % 10
             steps = f"{a} * {tens} + {a} * {ones} = {a * tens} + {a * ones} = " if b > 9 else ""
             lines.append(f"{a} * {b} = {steps}{a * b}")
-    return "\n".join(lines)
+    return [Text("\n".join(lines))]
+
+
+def passage(
+    rng: np.random.Generator, documents: Sequence[Document], max_characters: int = 1200
+) -> Text:
+    """A document to think about, drawn at random and cut to ``max_characters``.
+
+    Raises:
+        SynthesisError: no documents.
+    """
+    if not documents:
+        raise SynthesisError(
+            "thinking needs documents to think about; pass documents=corpus.train['en']"
+        )
+    document = documents[rng.integers(len(documents))]
+    return Text(document.text[:max_characters], document.language, document.id)
 
 
 def thinking(
     rng: np.random.Generator, documents: Sequence[Document], max_characters: int = 1200
-) -> str:
-    """One document, drawn at random and cut to ``max_characters``, with a worked reading of it."""
-    if not documents:
-        raise ValueError(
-            "thinking needs documents to think about; pass documents=corpus.train['en']"
-        )
-    text = documents[rng.integers(len(documents))].text[:max_characters]
+) -> list[Text]:
+    """One :func:`passage` with a worked reading of it."""
+    read = passage(rng, documents, max_characters)
+    text = read.text
     sentences = [
         s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text) if len(s.strip()) > 20
     ] or [text]
     names = list(dict.fromkeys(re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}", text)))[:4]
     numbers = list(dict.fromkeys(re.findall(r"\b\d+\b", text)))[:4]
-    chosen = sentences[rng.integers(len(sentences))]
-    start = " ".join(chosen.split()[:4])
+    drawn = sentences[rng.integers(len(sentences))]
+    start = " ".join(drawn.split()[:4])
+    asked = next(i for i, s in enumerate(sentences) if " ".join(s.split()).startswith(start))
     steps = [
-        f"The text has {len(sentences)} sentences.",
-        f"It begins: {sentences[0]}",
+        f"Sentences to read: {len(sentences)}.",
+        f"The first: {sentences[0]}",
         f"Names in it: {', '.join(names) or 'none'}.",
         f"Numbers in it: {', '.join(numbers) or 'none'}.",
-        f'Which sentence starts with "{start}"? Sentence {sentences.index(chosen) + 1}.',
-        f"It says: {chosen}",
+        f'Which starts with "{start}"? Number {asked + 1}.',
+        f"It says: {sentences[asked]}",
     ]
-    return f"{text}\n\nThinking it through:\n" + "\n".join(steps)
-
-
-KINDS: dict[str, Callable[..., str]] = {f.__name__: f for f in (recall, arithmetic, thinking)}
+    return [Text(f"{text}\n\nThinking it through:\n" + "\n".join(steps), "en", read.source)]
