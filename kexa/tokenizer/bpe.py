@@ -3,7 +3,7 @@
 The library trains BPE only from single characters. To continue from an existing vocabulary we
 
 1. encode the text with the tokenizer so far, each distinct pre-token once,
-2. write each token id ``i`` as the one character ``U+F0000 + i`` (room for 131,072 ids),
+2. write each token id as one character, lower ids as lower ones,
 3. train a plain BPE on those strings, cut where no merge may happen, and
 4. translate its merges back to byte-level strings and append them.
 
@@ -17,31 +17,46 @@ count. When it finds as many merges as asked, all of them are at least that freq
 have found the same without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. What
 is left are short strings that repeat, and the trainer holds each distinct one once: memory follows
 the number of distinct frequent phrases, not the length of the text.
+
+Training from the bytes up is resuming from them. What is learned is what the library learns from
+the text itself (a test compares them), for less work: it would cut and count every word again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from kexa.tokenizer.splitter import count_pre_tokens
 from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
 
 MIN_COUNT = 2  # chosen: a pair seen once is not evidence of a token
 Merge = tuple[str, str]
 
-_FIRST_CHARACTER = 0xF0000
-_MAX_IDS = 0x110000 - _FIRST_CHARACTER
 _CUT = " "
+_FIRST_CHARACTER, _SURROGATES = 0x100, (0xD800, 0xE000)  # two bytes of UTF-8 for the first 1,792
 _DECODER = decoders.ByteLevel()
 _CHARACTERS_PER_STRING = 1 << 16
+_NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
 _HEADROOM = 4  # the first floor is this fraction of a guess, so that it rarely has to be lowered
+
+
+class Text(Protocol):
+    """A text to learn from."""
+
+    def meetings(self) -> np.ndarray:
+        """How often tokens meet where a merge may join them, by pair, in any order; int64."""
+
+    def at(self, floor: int) -> Encoded:
+        """The text, perhaps without meetings of two tokens that meet less than ``floor`` times."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,29 @@ class Encoded:
         np.add.at(used, self.ids, self.counts)
         return used
 
+    def meetings(self) -> np.ndarray:
+        """How often tokens meet where a merge may join them, by pair; int64."""
+        return self._met()[0]
+
+    def at(self, floor: int) -> Encoded:
+        """All of the text: it leaves out nothing."""
+        return self
+
+    def joined_above(self, floor: int) -> np.ndarray:
+        """``joined``, without the places of pairs that meet less than ``floor`` times."""
+        counts, which, where = self._met()
+        joined = np.zeros(len(self.ids), dtype=bool)
+        joined[where] = counts[which] >= floor
+        return joined
+
+    def _met(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How often each distinct pair meets; the pair at each joined place; those places."""
+        where = np.flatnonzero(self.joined)
+        pairs = self.ids[where].astype(np.int64) << 32 | self.ids[where + 1]
+        _, which = np.unique(pairs, return_inverse=True)
+        weights = self.counts[where]
+        return np.bincount(which, weights=weights).astype(np.int64), which, where
+
 
 def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) -> Tokenizer:
     """A stock tokenizer from tokens in id order (special tokens first) and merges in rank order.
@@ -67,7 +105,7 @@ def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) 
     """
     ids = {token: i for i, token in enumerate(vocab)}
     tokenizer = Tokenizer(BPE(vocab=ids, merges=merges))
-    tokenizer.normalizer = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}[normalizer]()
+    tokenizer.normalizer = _NORMALIZERS[normalizer]()
     tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
@@ -97,16 +135,10 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, normalizer: str) 
     Raises:
         ValueError: the text has too few recurring pairs for ``vocab_size``.
     """
-    tokenizer = build([*SPECIAL_TOKENS, *byte_alphabet()], [], pattern, normalizer)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=MIN_COUNT,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=byte_alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    vocab, merges = parts(tokenizer)
+    normalise = _NORMALIZERS[normalizer]().normalize_str
+    counts = count_pre_tokens(texts, pattern, normalise)
+    vocab, merges = [*SPECIAL_TOKENS, *byte_alphabet()], []
+    resume(vocab, merges, _as_bytes(counts), vocab_size - len(vocab))
     require("baseline merges", len(vocab), vocab_size)
     return build(vocab, merges, pattern, normalizer)
 
@@ -123,6 +155,14 @@ def byte_alphabet() -> list[str]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     assert len(alphabet) == NUM_BYTES
     return alphabet
+
+
+def byte_of_character() -> dict[str, int]:
+    """Of that alphabet: printable bytes stand for themselves; the others are U+0100 and up."""
+    printable = [ord(c) for c in byte_alphabet() if ord(c) < NUM_BYTES]
+    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
+    shifted = {chr(NUM_BYTES + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | shifted
 
 
 @contextlib.contextmanager
@@ -170,7 +210,7 @@ def keep_most_frequent(
 def resume(
     vocab: list[str],
     merges: list[Merge],
-    text: Encoded,
+    text: Text,
     count: int,
     accept: Callable[[str], bool] = lambda token: True,
 ) -> int:
@@ -182,15 +222,11 @@ def resume(
     Returns:
         The number learned: less than ``count`` when no further accepted pair recurs in the text.
     """
-    if len(vocab) > _MAX_IDS:
-        raise ValueError(
-            f"cannot resume from {len(vocab)} tokens; at most {_MAX_IDS} fit the trick"
-        )
     asked, more, learned = count, True, []
     while more and len(learned) < count:
         asked *= 2  # room for refused tokens and for strings that are tokens already
-        on_ids, more = _train_on_ids(text, len(vocab), asked)
-        found = [(_text(a, vocab), _text(b, vocab)) for a, b in on_ids]
+        on_ids, more = _train_on_ids(text, asked)
+        found = [("".join(vocab[i] for i in a), "".join(vocab[i] for i in b)) for a, b in on_ids]
         known = set(vocab)
         tokens = dict.fromkeys(left + right for left, right in found)
         learned = [t for t in tokens if t not in known and accept(t)][:count]
@@ -217,25 +253,29 @@ def require(what: str, found: int, wanted: int) -> None:
         )
 
 
-def _text(characters: str, vocab: list[str]) -> str:
-    return "".join(vocab[ord(c) - _FIRST_CHARACTER] for c in characters)
+def _as_bytes(counts: Mapping[str, int]) -> Encoded:
+    """Pre-tokens before any merge."""
+    ids = np.zeros(NUM_BYTES, dtype=np.int32)
+    for i, character in enumerate(byte_alphabet(), start=len(SPECIAL_TOKENS)):
+        ids[byte_of_character()[character]] = i
+    lengths = np.fromiter((len(s.encode("utf-8")) for s in counts), np.int64, len(counts))
+    row = ids[np.frombuffer("".join(counts).encode("utf-8"), np.uint8)]
+    joined = np.ones(len(row), dtype=bool)
+    joined[np.cumsum(lengths) - 1] = False
+    weights = np.fromiter(counts.values(), np.int64, len(counts))
+    return Encoded(row, joined, np.repeat(weights, lengths))
 
 
-def _train_on_ids(text: Encoded, num_ids: int, asked: int) -> tuple[list[Merge], bool]:
-    """Merges of plain BPE on strings of one character per token, and whether they are all asked.
+def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[list[int], list[int]]], bool]:
+    """Merges of plain BPE, each two rows of ids, and whether they are all asked.
 
     The merges make at most ``asked`` tokens; two of them may make the same one.
     """
-    where = np.flatnonzero(text.joined)
-    pairs = text.ids[where].astype(np.int64) * num_ids + text.ids[where + 1]
-    _, which = np.unique(pairs, return_inverse=True)
-    counts = np.bincount(which, weights=text.counts[where]).astype(np.int64)  # by distinct pair
-    meet = np.zeros(len(text.ids), dtype=np.int64)  # how often tokens i and i + 1 meet
-    meet[where] = counts[which]
-    floor = _first_floor(counts, asked)
+    floor = _first_floor(text.meetings(), asked)
     while True:
-        merges = _train_above(text, meet >= floor, asked, floor)
-        complete = len({left + right for left, right in merges}) == asked
+        part = text.at(floor)
+        merges = _train_above(part, part.joined_above(floor), asked, floor)
+        complete = len({(*left, *right) for left, right in merges}) == asked
         if complete or floor == MIN_COUNT:
             return merges, complete
         floor = max(MIN_COUNT, floor // _HEADROOM)
@@ -248,25 +288,31 @@ def _first_floor(counts: np.ndarray, asked: int) -> int:
     return max(MIN_COUNT, int(np.partition(counts, -asked)[-asked]) // _HEADROOM)
 
 
-def _train_above(text: Encoded, joined: np.ndarray, asked: int, floor: int) -> list[Merge]:
+def _train_above(
+    text: Encoded, joined: np.ndarray, asked: int, floor: int
+) -> list[tuple[list[int], list[int]]]:
     alphabet = np.unique(text.ids[joined | _shifted(joined)])
+    characters = np.arange(len(alphabet), dtype="<u4") + _FIRST_CHARACTER
+    characters[characters >= _SURROGATES[0]] += _SURROGATES[1] - _SURROGATES[0]
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_CUT, behavior="removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_CUT)
     trainer = BpeTrainer(
         vocab_size=len(alphabet) + asked,
         min_frequency=floor,
         special_tokens=[],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_strings(text, joined), trainer)
-    return parts(tokenizer)[1]
+    tokenizer.train_from_iterator(_strings(text, joined, alphabet, characters), trainer)
+    back = dict(zip(characters.tobytes().decode("utf-32-le"), alphabet.tolist(), strict=True))
+    return [([back[c] for c in a], [back[c] for c in b]) for a, b in parts(tokenizer)[1]]
 
 
-def _strings(text: Encoded, joined: np.ndarray) -> Iterator[str]:
-    """The joined runs in private characters, each as often as it occurs, ``_CUT`` after each."""
+def _strings(
+    text: Encoded, joined: np.ndarray, alphabet: np.ndarray, characters: np.ndarray
+) -> Iterator[str]:
+    """The joined runs, a character a token, each as often as it occurs, ``_CUT`` after each."""
     keep = np.flatnonzero(joined | _shifted(joined))
-    characters = text.ids[keep].astype(np.uint32) + _FIRST_CHARACTER
-    row = characters.astype("<u4").tobytes().decode("utf-32-le")
+    row = characters[np.searchsorted(alphabet, text.ids[keep])].tobytes().decode("utf-32-le")
     ends = np.flatnonzero(~joined[keep]) + 1  # a run ends at a token not joined to the next
     starts = np.concatenate([[0], ends])[: len(ends)]
     pieces, size = [], 0

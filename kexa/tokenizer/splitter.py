@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -61,14 +61,16 @@ def nfc(text: str) -> str:
     return text if text.isascii() else _NFC.normalize_str(text)
 
 
-def count_pre_tokens(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each distinct pre-token occurs in the texts after NFC.
+def count_pre_tokens(
+    texts: Iterable[str], pattern: str, normalise: Callable[[str], str] = nfc
+) -> Counter[str]:
+    """How often each distinct pre-token occurs in the normalised texts.
 
     The texts are read once and not kept: memory follows the number of distinct pre-tokens.
     """
     split, counts = Splitter(pattern), Counter()
     for text in texts:
-        counts.update(split(nfc(text)))
+        counts.update(split(text if text.isascii() else normalise(text)))
     return counts
 
 
