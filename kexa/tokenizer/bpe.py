@@ -136,7 +136,8 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, normalizer: str) 
         ValueError: the text has too few recurring pairs for ``vocab_size``.
     """
     normalise = _NORMALIZERS[normalizer]().normalize_str
-    counts = count_pre_tokens(texts, pattern, normalise)
+    normal = (text if text.isascii() else normalise(text) for text in texts)
+    counts = count_pre_tokens(normal, pattern, whole=SPECIAL_TOKENS)
     vocab, merges = [*SPECIAL_TOKENS, *byte_alphabet()], []
     resume(vocab, merges, _as_bytes(counts), vocab_size - len(vocab))
     require("baseline merges", len(vocab), vocab_size)

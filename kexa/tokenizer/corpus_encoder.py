@@ -90,14 +90,12 @@ class CorpusEncoder:
         if not self._joins_words or not len(numbers):
             return numbers, ends
         left, right = numbers[:-1], numbers[1:]
-        pairs = (
-            np.frombuffer(self._last, np.int32)[left],
-            np.frombuffer(self._first, np.int32)[right],
-        )
+        last, first = np.frombuffer(self._last, np.int32), np.frombuffer(self._first, np.int32)
+        may_cross = self._may_cross[joins.hashed(last[left], first[right])]
         joined = np.zeros(len(numbers) + 1, dtype=bool)  # [i]: word i to the word before it
         joined[1:-1] = np.frombuffer(self._core, bool)[left]
         joined[1:-1] &= (
-            np.frombuffer(self._opens, bool)[right] & self._may_cross[joins.hashed(*pairs)]
+            np.frombuffer(self._opens, bool)[right] & may_cross
         )
         joined[ends] = False
         starts = np.flatnonzero(~joined[:-1])

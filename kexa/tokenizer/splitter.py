@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -62,15 +62,22 @@ def nfc(text: str) -> str:
 
 
 def count_pre_tokens(
-    texts: Iterable[str], pattern: str, normalise: Callable[[str], str] = nfc
+    texts: Iterable[str], pattern: str, whole: Collection[str] = ()
 ) -> Counter[str]:
-    """How often each distinct pre-token occurs in the normalised texts.
+    """How often each distinct pre-token occurs in texts that are normalised already.
 
     The texts are read once and not kept: memory follows the number of distinct pre-tokens.
+
+    Args:
+        whole: strings that are one pre-token wherever they stand, as special tokens are.
     """
     split, counts = Splitter(pattern), Counter()
+    apart = re.compile(f"({'|'.join(map(re.escape, whole)) or '(?!)'})")
     for text in texts:
-        counts.update(split(text if text.isascii() else normalise(text)))
+        parts = apart.split(text)
+        counts.update(parts[1::2])
+        for part in parts[::2]:
+            counts.update(split(part))
     return counts
 
 
