@@ -5,9 +5,10 @@ python -m benchmarks.tokenizer encode                          against the stock
 python -m benchmarks.tokenizer round-trip --strings 1000000    decode(encode(x)) = NFC(x)
 
 Text is the corpus of a profile. More of it than there is, for training, is made by remixing: real
-lines in which every tenth word is another one of its category, so that phrases go on to be new as
-text grows while words do not. Every size is trained in a process of its own, from files that are
-read as they are needed. ``encode`` and ``round-trip`` check first and exit with 1 on a difference.
+lines in which every tenth word is another one of its category or a new one, so that phrases and
+words go on to be new as text grows, words at the rate at which they do in real text. Every size is
+trained in a process of its own, from files that are read as they are needed. ``encode`` and
+``round-trip`` check first and exit with 1 on a difference.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from kexa.tokenizer.splitter import nfc
 
 ROUNDS = 5
 _REDRAWN = 0.1
+_GROWTH = 0.6  # distinct words grow as text to this power (0.5 to 0.8 by category of the corpus)
 
 
 class Lines:
@@ -55,16 +57,29 @@ class Lines:
 
 
 def remixed(documents: list[str], size: int, seed: str) -> Iterator[str]:
-    """Documents of ``size`` UTF-8 bytes in all: the given ones, then new ones made of them."""
+    """Documents of ``size`` UTF-8 bytes in all: the given ones, then new ones made of them.
+
+    A redrawn word is another one of the documents or, whenever the growth of real text says that a
+    new one is due, the front of one word and the back of another.
+    """
     rng, words = random.Random(seed), sorted({w for text in documents for w in text.split(" ")})
-    first = True
+    read = given = sum(text.count(" ") + 1 for text in documents)
+    made, first = 0, True
+
+    def drawn() -> str:
+        nonlocal made
+        if made >= len(words) * ((read / given) ** _GROWTH - 1):
+            return rng.choice(words)
+        made += 1
+        front, back = rng.choice(words), rng.choice(words)
+        return front[: (len(front) + 1) // 2] + back[len(back) // 2 :]
+
     while True:
         for text in documents:
             if not first:
-                drawn = (
-                    w if rng.random() > _REDRAWN else rng.choice(words) for w in text.split(" ")
-                )
-                text = " ".join(drawn)
+                old = text.split(" ")
+                read += len(old)
+                text = " ".join(w if rng.random() > _REDRAWN else drawn() for w in old)
             yield text
             size -= len(text.encode("utf-8"))
             if size <= 0:

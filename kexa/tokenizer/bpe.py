@@ -114,13 +114,6 @@ def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) 
     return tokenizer
 
 
-def whole(vocab: list[str], merges: list[Merge]) -> Tokenizer:
-    """A tokenizer that reads each text as one pre-token and changes and adds nothing."""
-    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return tokenizer
-
-
 def pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
     """Cut by a regular expression, then write bytes as printable characters."""
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

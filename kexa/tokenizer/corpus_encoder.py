@@ -27,11 +27,11 @@ from array import array
 from collections.abc import Iterable
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from kexa.tokenizer import bpe, joins
 from kexa.tokenizer.pre_tokens import PreTokenEncoder
-from kexa.tokenizer.splitter import Splitter, require_text
+from kexa.tokenizer.splitter import Splitter, nfc, require_text
 from kexa.tokenizer.vocabulary import BASELINE_WORDS, PHRASES, WORDS
 
 _REMEMBERED = 1 << 20  # words and runs in the table before it is started afresh
@@ -53,7 +53,8 @@ class CorpusEncoder:
                 "which is none of the patterns of kexa.tokenizer; use a tokenizer trained here, or "
                 "its own encode_batch"
             )
-        self._normalise = tokenizer.normalizer.normalize_str
+        stable = isinstance(tokenizer.normalizer, normalizers.NFC)
+        self._normalise = nfc if stable else tokenizer.normalizer.normalize_str
         self._joins_words = patterns[0] == PHRASES
         self._split = Splitter(WORDS if self._joins_words else patterns[0])
         vocab, merges = bpe.parts(tokenizer)
@@ -70,7 +71,7 @@ class CorpusEncoder:
         words, ends = [], []
         for i, text in enumerate(texts):
             require_text(text, f"text {i}")
-            words += self._split(text if text.isascii() else self._normalise(text))
+            words += self._split(self._normalise(text))
             ends.append(len(words))
         if self._growing or len(self._numbers) > _REMEMBERED:
             self._forget()
@@ -90,13 +91,12 @@ class CorpusEncoder:
         if not self._joins_words or not len(numbers):
             return numbers, ends
         left, right = numbers[:-1], numbers[1:]
-        last, first = np.frombuffer(self._last, np.int32), np.frombuffer(self._first, np.int32)
-        may_cross = self._may_cross[joins.hashed(last[left], first[right])]
+        last = np.frombuffer(self._last, np.int32)[left]
+        first = np.frombuffer(self._first, np.int32)[right]
+        may_cross = self._may_cross[joins.hashed(last, first)]
         joined = np.zeros(len(numbers) + 1, dtype=bool)  # [i]: word i to the word before it
         joined[1:-1] = np.frombuffer(self._core, bool)[left]
-        joined[1:-1] &= (
-            np.frombuffer(self._opens, bool)[right] & may_cross
-        )
+        joined[1:-1] &= np.frombuffer(self._opens, bool)[right] & may_cross
         joined[ends] = False
         starts = np.flatnonzero(~joined[:-1])
         sizes = np.diff(starts, append=len(numbers))
@@ -113,15 +113,17 @@ class CorpusEncoder:
         places = np.flatnonzero(numbers >= known)
         _, first = np.unique(numbers[places], return_index=True)
         new = [strings[i] for i in places[first].tolist()]
-        for string, ids in zip(new, self._encoder(new), strict=True):
-            is_word, opens = joins.sides(string)
-            self._core.append(is_word)
-            self._opens.append(opens)
-            self._first.append(ids[0])
-            self._last.append(ids[-1])
-            self._begins.append(len(self._ids))
-            self._sizes.append(len(ids))
-            self._ids.extend(ids)
+        ids, lengths = self._encoder(new)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        sides = [joins.sides(string) for string in new]
+        self._core.extend([is_word for is_word, _ in sides])
+        self._opens.extend([opens for _, opens in sides])
+        self._first.frombytes(ids[starts].tobytes())
+        self._last.frombytes(ids[ends - 1].tobytes())
+        self._begins.frombytes((starts + len(self._ids)).tobytes())
+        self._sizes.frombytes(lengths.astype(np.int32).tobytes())
+        self._ids.frombytes(ids.tobytes())
         self._growing = False
         return numbers
 
