@@ -216,14 +216,14 @@ def resume(
     Returns:
         The number learned: less than ``count`` when no further accepted pair recurs in the text.
     """
-    asked, more, learned = count, True, []
+    asked, more, learned = count + count // 4, True, []  # room for refused and known tokens
     while more and len(learned) < count:
-        asked *= 2  # room for refused tokens and for strings that are tokens already
         on_ids, more = _train_on_ids(text, asked)
         found = [("".join(vocab[i] for i in a), "".join(vocab[i] for i in b)) for a, b in on_ids]
         known = set(vocab)
         tokens = dict.fromkeys(left + right for left, right in found)
         learned = [t for t in tokens if t not in known and accept(t)][:count]
+        asked *= 2
     waiting, have = set(learned), set(merges)
     for pair in found:
         if not waiting:
