@@ -1,25 +1,22 @@
-"""Byte-pair encoding on the stock ``tokenizers`` library, with the one thing it lacks: resuming.
+"""Byte-pair encoding for the stock ``tokenizers`` library, with the one thing it lacks: resuming.
 
-The library trains BPE only from single characters. To continue from an existing vocabulary we
+The library trains BPE only from single characters and from text in which every word stands as often
+as it occurs. To continue from an existing vocabulary we
 
-1. encode the text with the tokenizer so far, each distinct pre-token once,
-2. write each token id as one character, lower ids as lower ones,
-3. train a plain BPE on those strings, cut where no merge may happen, and
-4. translate its merges back to byte-level strings and append them.
+1. encode the text with the tokenizer so far, each distinct pre-token once, with its count,
+2. learn merges on the rows of ids (:mod:`kexa.tokenizer.learn`), cut where no merge may happen, and
+3. translate them back to byte-level strings and append them.
 
 BPE applies merges in rank order, so appended merges act on exactly the segmentation they were
-learned from.
+learned from. Training from the bytes up is resuming from them; what is learned is what the library
+learns from the text itself (a test compares them).
 
 What is cut, and why nothing that is learned changes. A merge across a boundary needs its two tokens
 to meet there, so it is never more frequent than they are: where two tokens meet less than ``floor``
-times no merge of count ``floor`` or more can cross. We cut there and let the trainer stop at that
-count. When it finds as many merges as asked, all of them are at least that frequent and it would
-have found the same without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. What
-is left are short strings that repeat, and the trainer holds each distinct one once: memory follows
-the number of distinct frequent phrases, not the length of the text.
-
-Training from the bytes up is resuming from them. What is learned is what the library learns from
-the text itself (a test compares them), for less work: it would cut and count every word again.
+times no merge of count ``floor`` or more can cross. We cut there and stop at that count. When as
+many merges are found as asked, all of them are at least that frequent and would have been found
+without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. Memory follows the number
+of distinct frequent phrases, not the length of the text.
 """
 
 from __future__ import annotations
@@ -33,20 +30,18 @@ from typing import Protocol
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
+from kexa.tokenizer.learn import Row, learn
 from kexa.tokenizer.splitter import count_pre_tokens
 from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
 
 MIN_COUNT = 2  # chosen: a pair seen once is not evidence of a token
 Merge = tuple[str, str]
 
-_CUT = " "
-_FIRST_CHARACTER, _SURROGATES = 0x100, (0xD800, 0xE000)  # two bytes of UTF-8 for the first 1,792
 _DECODER = decoders.ByteLevel()
-_CHARACTERS_PER_STRING = 1 << 16
 _NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
 _HEADROOM = 4  # the first floor is this fraction of a guess, so that it rarely has to be lowered
+_EVEN = 64  # and of the count that each merge would have if all meetings were shared evenly
 
 
 class Text(Protocol):
@@ -260,7 +255,7 @@ def _as_bytes(counts: Mapping[str, int]) -> Encoded:
     return Encoded(row, joined, np.repeat(weights, lengths))
 
 
-def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[list[int], list[int]]], bool]:
+def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[Row, Row]], bool]:
     """Merges of plain BPE, each two rows of ids, and whether they are all asked.
 
     The merges make at most ``asked`` tokens; two of them may make the same one.
@@ -268,8 +263,10 @@ def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[list[int], list[in
     floor = _first_floor(text.meetings(), asked)
     while True:
         part = text.at(floor)
-        merges = _train_above(part, part.joined_above(floor), asked, floor)
-        complete = len({(*left, *right) for left, right in merges}) == asked
+        joined = part.joined_above(floor)
+        keep = joined | np.append(False, joined[:-1])[: len(joined)]
+        merges = learn(part.ids[keep], joined[keep], part.counts[keep], asked, floor)
+        complete = len({left + right for left, right in merges}) == asked
         if complete or floor == MIN_COUNT:
             return merges, complete
         floor = max(MIN_COUNT, floor // _HEADROOM)
@@ -277,51 +274,5 @@ def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[list[int], list[in
 
 def _first_floor(counts: np.ndarray, asked: int) -> int:
     """A count that ``asked`` merges are likely to reach, from how often pairs of tokens meet."""
-    if len(counts) <= asked:
-        return MIN_COUNT
-    return max(MIN_COUNT, int(np.partition(counts, -asked)[-asked]) // _HEADROOM)
-
-
-def _train_above(
-    text: Encoded, joined: np.ndarray, asked: int, floor: int
-) -> list[tuple[list[int], list[int]]]:
-    alphabet = np.unique(text.ids[joined | _shifted(joined)])
-    characters = np.arange(len(alphabet), dtype="<u4") + _FIRST_CHARACTER
-    characters[characters >= _SURROGATES[0]] += _SURROGATES[1] - _SURROGATES[0]
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_CUT)
-    trainer = BpeTrainer(
-        vocab_size=len(alphabet) + asked,
-        min_frequency=floor,
-        special_tokens=[],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_strings(text, joined, alphabet, characters), trainer)
-    back = dict(zip(characters.tobytes().decode("utf-32-le"), alphabet.tolist(), strict=True))
-    return [([back[c] for c in a], [back[c] for c in b]) for a, b in parts(tokenizer)[1]]
-
-
-def _strings(
-    text: Encoded, joined: np.ndarray, alphabet: np.ndarray, characters: np.ndarray
-) -> Iterator[str]:
-    """The joined runs, a character a token, each as often as it occurs, ``_CUT`` after each."""
-    keep = np.flatnonzero(joined | _shifted(joined))
-    row = characters[np.searchsorted(alphabet, text.ids[keep])].tobytes().decode("utf-32-le")
-    ends = np.flatnonzero(~joined[keep]) + 1  # a run ends at a token not joined to the next
-    starts = np.concatenate([[0], ends])[: len(ends)]
-    pieces, size = [], 0
-    for start, end, count in zip(
-        starts.tolist(), ends.tolist(), text.counts[keep][ends - 1].tolist(), strict=True
-    ):
-        pieces.append((row[start:end] + _CUT) * count)
-        size += len(pieces[-1])
-        if size >= _CHARACTERS_PER_STRING:
-            yield "".join(pieces)
-            pieces, size = [], 0
-    if pieces:
-        yield "".join(pieces)
-
-
-def _shifted(joined: np.ndarray) -> np.ndarray:
-    """``[i]``: token i is joined to the token before it."""
-    return np.concatenate([[False], joined[:-1]]).astype(bool)
+    frequent = np.partition(counts, -asked)[-asked] // _HEADROOM if len(counts) > asked else 0
+    return max(MIN_COUNT, int(frequent), int(counts.sum()) // (_EVEN * asked))
