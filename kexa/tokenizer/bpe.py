@@ -11,12 +11,12 @@ BPE applies merges in rank order, so appended merges act on exactly the segmenta
 learned from. Training from the bytes up is resuming from them; what is learned is what the library
 learns from the text itself (a test compares them).
 
-What is cut, and why nothing that is learned changes. A merge across a boundary needs its two tokens
-to meet there, so it is never more frequent than they are: where two tokens meet less than ``floor``
-times no merge of count ``floor`` or more can cross. We cut there and stop at that count. When as
-many merges are found as asked, all of them are at least that frequent and would have been found
-without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. Memory follows the number
-of distinct frequent phrases, not the length of the text.
+What may be left out of a text, and why nothing that is learned changes. A merge needs its two
+tokens to meet, so it is never more frequent than they are: where two tokens meet less than
+``floor`` times no merge of count ``floor`` or more can cross. A text may be cut there, and learning
+stops at that count. When as many merges are found as asked, all of them are at least that frequent
+and would have been found without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end.
+Memory follows the number of distinct frequent phrases, not the length of the text.
 """
 
 from __future__ import annotations
@@ -70,26 +70,17 @@ class Encoded:
 
     def meetings(self) -> np.ndarray:
         """How often tokens meet where a merge may join them, by pair; int64."""
-        return self._met()[0]
+        where = np.flatnonzero(self.joined).astype(np.int32)
+        pairs = self.ids[where].astype(np.int64) << 32 | self.ids[where + 1]
+        order = np.argsort(pairs).astype(np.int32)
+        pairs = pairs[order]
+        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+        weights = self.counts[where[order]]
+        return np.add.reduceat(weights, starts) if len(starts) else weights
 
     def at(self, floor: int) -> Encoded:
         """All of the text: it leaves out nothing."""
         return self
-
-    def joined_above(self, floor: int) -> np.ndarray:
-        """``joined``, without the places of pairs that meet less than ``floor`` times."""
-        counts, which, where = self._met()
-        joined = np.zeros(len(self.ids), dtype=bool)
-        joined[where] = counts[which] >= floor
-        return joined
-
-    def _met(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How often each distinct pair meets; the pair at each joined place; those places."""
-        where = np.flatnonzero(self.joined)
-        pairs = self.ids[where].astype(np.int64) << 32 | self.ids[where + 1]
-        _, which = np.unique(pairs, return_inverse=True)
-        weights = self.counts[where]
-        return np.bincount(which, weights=weights).astype(np.int64), which, where
 
 
 def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) -> Tokenizer:
@@ -125,9 +116,9 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, normalizer: str) 
     """
     normalise = _NORMALIZERS[normalizer]().normalize_str
     normal = (text if text.isascii() else normalise(text) for text in texts)
-    counts = count_pre_tokens(normal, pattern, whole=SPECIAL_TOKENS)
+    text = _as_bytes(count_pre_tokens(normal, pattern, whole=SPECIAL_TOKENS))
     vocab, merges = [*SPECIAL_TOKENS, *byte_alphabet()], []
-    resume(vocab, merges, _as_bytes(counts), vocab_size - len(vocab))
+    resume(vocab, merges, text, vocab_size - len(vocab))
     require("baseline merges", len(vocab), vocab_size)
     return build(vocab, merges, pattern, normalizer)
 
@@ -263,9 +254,7 @@ def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[Row, Row]], bool]:
     floor = _first_floor(text.meetings(), asked)
     while True:
         part = text.at(floor)
-        joined = part.joined_above(floor)
-        keep = joined | np.append(False, joined[:-1])[: len(joined)]
-        merges = learn(part.ids[keep], joined[keep], part.counts[keep], asked, floor)
+        merges = learn(part.ids, part.joined, part.counts, asked, floor)
         complete = len({left + right for left, right in merges}) == asked
         if complete or floor == MIN_COUNT:
             return merges, complete

@@ -66,7 +66,7 @@ class _Rows:
         self._counts: dict[int, int] = {}
         self._places: dict[int, np.ndarray] = {}
         self._heap: list[tuple[int, int]] = []
-        self._add(np.flatnonzero(joined), grown=False)
+        self._add(places[joined], grown=False)
 
     def pop(self) -> int | None:
         """The pair to merge next."""
@@ -131,7 +131,7 @@ class _Rows:
         if not len(places):
             return []
         keys = self._ids[places].astype(np.int64) << 32 | self._ids[self._next[places]]
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable").astype(np.int32)
         keys, places = keys[order], places[order]
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
         sums = np.add.reduceat(self._weights[places], starts)
