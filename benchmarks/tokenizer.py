@@ -1,13 +1,14 @@
 """The tokenizer at size: training time and memory, encoding speed, round trips.
 
-python -m benchmarks.tokenizer train --megabytes 64 128 256    seconds and peak memory
-python -m benchmarks.tokenizer encode                          against the stock encoder, MB/s
+python -m benchmarks.tokenizer train --megabytes 64 256        seconds and peak memory, ratios
+python -m benchmarks.tokenizer encode --megabytes 64           against the stock encoder, MB/s
 python -m benchmarks.tokenizer round-trip --strings 1000000    decode(encode(x)) = NFC(x)
 
 Text is the corpus of a profile. More of it than there is, for training, is made by remixing: real
-lines in which every tenth word is another one of its category, so that phrases go on to be new as
-text grows while words do not. Every size is trained in a process of its own, from files that are
-read as they are needed. ``encode`` and ``round-trip`` check first and exit with 1 on a difference.
+lines in which every tenth word is another one of its category or a new one, so that phrases and
+words go on to be new as text grows, words at the rate at which they do in real text. Every size is
+trained in a process of its own, from files that are read as they are needed. ``encode`` and
+``round-trip`` check first and exit with 1 on a difference.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import sys
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
@@ -36,11 +39,12 @@ from benchmarks.__main__ import RESULTS, device_name, spread
 from kexa.config import load
 from kexa.data import load_corpus
 from kexa.record import commit, write_atomic
-from kexa.tokenizer import CorpusEncoder, bpe, train_tokenizer
+from kexa.tokenizer import CorpusEncoder, bpe, encode_corpus, train_tokenizer
 from kexa.tokenizer.splitter import nfc
 
 ROUNDS = 5
 _REDRAWN = 0.1
+_GROWTH = 0.6  # distinct words grow as text to this power (0.5 to 0.8 by category of the corpus)
 
 
 class Lines:
@@ -55,16 +59,29 @@ class Lines:
 
 
 def remixed(documents: list[str], size: int, seed: str) -> Iterator[str]:
-    """Documents of ``size`` UTF-8 bytes in all: the given ones, then new ones made of them."""
+    """Documents of ``size`` UTF-8 bytes in all: the given ones, then new ones made of them.
+
+    A redrawn word is another one of the documents or, whenever the growth of real text says that a
+    new one is due, the front of one word and the back of another.
+    """
     rng, words = random.Random(seed), sorted({w for text in documents for w in text.split(" ")})
-    first = True
+    read = given = sum(text.count(" ") + 1 for text in documents)
+    made, first = 0, True
+
+    def drawn() -> str:
+        nonlocal made
+        if made >= len(words) * ((read / given) ** _GROWTH - 1):
+            return rng.choice(words)
+        made += 1
+        front, back = rng.choice(words), rng.choice(words)
+        return front[: (len(front) + 1) // 2] + back[len(back) // 2 :]
+
     while True:
         for text in documents:
             if not first:
-                drawn = (
-                    w if rng.random() > _REDRAWN else rng.choice(words) for w in text.split(" ")
-                )
-                text = " ".join(drawn)
+                old = text.split(" ")
+                read += len(old)
+                text = " ".join(w if rng.random() > _REDRAWN else drawn() for w in old)
             yield text
             size -= len(text.encode("utf-8"))
             if size <= 0:
@@ -73,7 +90,7 @@ def remixed(documents: list[str], size: int, seed: str) -> Iterator[str]:
 
 
 def training(profile: str, megabytes: list[int], vocab_size: int) -> list[dict]:
-    """Seconds and peak memory of ``train_tokenizer``, by size of text."""
+    """Seconds and peak memory of ``train_tokenizer`` by size of text, a fresh process for each."""
     corpus, rows = load_corpus(load(profile).data).train, []
     for size in megabytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,36 +102,76 @@ def training(profile: str, megabytes: list[int], vocab_size: int) -> list[dict]:
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as pool:
                 measured = pool.apply(_train, (folder, list(corpus), profile, vocab_size))
-        rows.append({"megabytes": size, "vocab_size": vocab_size, **measured})
+        grown = {
+            f"{name} over {rows[0]['megabytes']} MB": round(measured[name] / rows[0][name], 2)
+            for name in ("seconds", "cpu_seconds", "peak_gib")
+            if rows
+        }
+        rows.append({"megabytes": size, "vocab_size": vocab_size, **measured, **grown})
         print(rows[-1])
     return rows
 
 
 def encoding(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> list[dict]:
-    """MB/s of the corpus encoder (cold: nothing seen before) and of the stock one, interleaved.
+    """MB/s of the corpus encoder and of the stock one in one process, interleaved.
+
+    ``cold``: nothing seen before; ``warm``: the same text once more. ``stock`` is ``encode_batch``
+    and ``stock fast`` is ``encode_batch_fast``, which leaves out offsets; both use all cores.
 
     Raises:
-        ValueError: an encoder gives other ids than the stock one.
+        ValueError: the encoder gives other ids than the stock one.
     """
     rows = []
     for name, documents in texts.items():
-        megabytes, seconds = sum(len(t.encode("utf-8")) for t in documents) / 1e6, {}
+        seconds: dict[str, list[float]] = {}
         with bpe.literal(tokenizer):
             for _ in tqdm(range(ROUNDS), desc=name, leave=False):
                 fast = CorpusEncoder(tokenizer)
-                ours = _timed(seconds, "kexa", lambda f=fast, d=documents: f.encode_batch(d))
-                stock = _timed(
-                    seconds,
-                    "stock",
-                    lambda d=documents: tokenizer.encode_batch_fast(d, add_special_tokens=False),
-                )
-        if [row.tolist() for row in ours] != [e.ids for e in stock]:
-            raise ValueError(f"{name}: the corpus encoder gives other ids than the stock one")
-        ratio = spread([b / a for a, b in zip(seconds["kexa"], seconds["stock"], strict=True)])
-        speeds = {n: round(megabytes / statistics.median(s), 2) for n, s in seconds.items()}
-        rows.append(
-            {"text": name, "megabytes": round(megabytes, 1), "MB/s": speeds, "ratio": ratio}
-        )
+                for kind in ("cold", "warm"):
+                    ours = _timed(seconds, kind, fast.encode_batch, documents)
+                for kind, run in _stock(tokenizer).items():
+                    theirs = _timed(seconds, kind, run, documents)
+        _require_equal(name, ours, theirs)
+        rows.append({"text": name, **_speeds(documents, seconds, ("cold", "warm"))})
+        print(rows[-1])
+    return rows
+
+
+def stream(tokenizer: Tokenizer, documents: Iterable[str], processes: int) -> list[dict]:
+    """MB/s into token files: ``encode_corpus``, its processes started within the time, and a loop
+    over the stock encoder that writes the same bytes; interleaved.
+
+    Raises:
+        ValueError: the files differ.
+    """
+    documents, seconds = list(documents), {}
+    with tempfile.TemporaryDirectory() as folder, bpe.literal(tokenizer):
+        ours, theirs = Path(folder) / "kexa", Path(folder) / "stock"
+        for _ in tqdm(range(ROUNDS), desc="stream", leave=False):
+            _timed(seconds, "kexa", encode_corpus, tokenizer, documents, ours, processes)
+            for kind, run in _stock(tokenizer).items():
+                _timed(seconds, kind, _write, run, documents, theirs)
+        if (ours / "tokens.bin").read_bytes() != theirs.read_bytes():
+            raise ValueError("encode_corpus writes other ids than the stock encoder gives")
+    row = {"text": "stream", "processes": processes, **_speeds(documents, seconds, ("kexa",))}
+    print(row)
+    return [row]
+
+
+def unbroken(tokenizer: Tokenizer, texts: Mapping[str, str]) -> list[dict]:
+    """MB/s of one long document over that of the same text in documents of 10 KB, interleaved."""
+    rows = []
+    for name, text in texts.items():
+        seconds: dict[str, list[float]] = {}
+        for _ in range(ROUNDS):
+            for kind, documents in {"whole": [text], "10 KB": _parts(text, 10_000)}.items():
+                fast = CorpusEncoder(tokenizer)
+                found = _timed(seconds, kind, fast.encode_batch, documents)
+                assert sum(len(row) for row in found) > 0
+        ratios = [b / a for a, b in zip(seconds["whole"], seconds["10 KB"], strict=True)]
+        size = len(text.encode("utf-8")) / 1e6
+        speeds = {n: round(size / statistics.median(s), 2) for n, s in seconds.items()}
+        rows.append({"text": name, "megabytes": size, "MB/s": speeds, "ratio": spread(ratios)})
         print(rows[-1])
     return rows
 
@@ -171,7 +228,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenizer")
     parser.add_argument("what", choices=("train", "encode", "round-trip"))
     parser.add_argument("--profile", default="laptop", help="whose corpus and vocabulary")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[64, 256], help="of text")
     parser.add_argument("--vocab-size", type=int, default=0, help="0: the profile's")
     parser.add_argument("--strings", type=int, default=1_000_000)
     arguments = parser.parse_args()
@@ -185,7 +242,13 @@ def main() -> int:
         held = {c: [d.text for d in ds] for c, ds in corpus.heldout.items()}
         tokenizer = train_tokenizer(seen, replace(config.tokenizer, vocab_size=vocab_size))
         if arguments.what == "encode":
-            rows = encoding(tokenizer, {**seen, "4 MB without a break": [_unbroken(seen["en"])]})
+            size = arguments.megabytes[0] * 1_000_000 // len(seen)
+            mixed = [t for c, texts in seen.items() for t in remixed(texts, size, c)]
+            random.Random(0).shuffle(mixed)
+            rows = stream(tokenizer, mixed, processes=os.cpu_count())
+            words = {"4 MB of words": " ", "4 MB of letters": ""}
+            rows += unbroken(tokenizer, {n: _long(seen["en"], s) for n, s in words.items()})
+            rows += encoding(tokenizer, seen)
         else:
             documents = [text for texts in held.values() for text in texts]
             rows = [_round_trip(tokenizer, arguments.strings, documents)]
@@ -209,20 +272,63 @@ def _train(folder: str, categories: list[str], profile: str, vocab_size: int) ->
     start = time.perf_counter()
     train_tokenizer({c: Lines(Path(folder) / c) for c in categories}, config)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": round(seconds, 1), "peak_gib": round(peak, 2), "cores": os.cpu_count()}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_gib": round(used.ru_maxrss / 2**20, 2),
+        "cores": os.cpu_count(),
+    }
 
 
-def _timed(seconds: dict[str, list[float]], name: str, run) -> list:
+def _timed(seconds: dict[str, list[float]], name: str, run: Callable, *arguments: Any) -> Any:
     start = time.perf_counter()
-    found = run()
+    found = run(*arguments)
     seconds.setdefault(name, []).append(time.perf_counter() - start)
     return found
 
 
-def _unbroken(documents: list[str]) -> str:
+def _stock(tokenizer: Tokenizer) -> dict[str, Callable[[list[str]], list]]:
+    return {
+        "stock": lambda texts: tokenizer.encode_batch(texts, add_special_tokens=False),
+        "stock fast": lambda texts: tokenizer.encode_batch_fast(texts, add_special_tokens=False),
+    }
+
+
+def _speeds(documents: list[str], seconds: dict[str, list[float]], ours: tuple[str, ...]) -> dict:
+    """Megabytes, MB/s by candidate, and how many times as fast each of ours is as each other."""
+    megabytes = sum(len(text.encode("utf-8")) for text in documents) / 1e6
+    ratios = {
+        f"{our} / {rival}": spread([b / a for a, b in zip(seconds[our], taken, strict=True)])
+        for our in ours
+        for rival, taken in seconds.items()
+        if rival not in ours
+    }
+    speeds = {n: round(megabytes / statistics.median(s), 2) for n, s in seconds.items()}
+    return {"megabytes": round(megabytes, 1), "MB/s": speeds, "ratio": ratios}
+
+
+def _require_equal(name: str, ours: list[np.ndarray], theirs: list) -> None:
+    if [row.tolist() for row in ours] != [encoding.ids for encoding in theirs]:
+        raise ValueError(f"{name}: the corpus encoder gives other ids than the stock one")
+
+
+def _write(run: Callable[[list[str]], list], documents: list[str], path: Path) -> None:
+    """The documents' ids, each opened by [BOS], a batch of 64 documents at a time."""
+    with open(path, "wb") as file:
+        for i in range(0, len(documents), 64):
+            for found in run(documents[i : i + 64]):
+                file.write(np.array([1, *found.ids], np.int32).tobytes())
+
+
+def _parts(text: str, size: int) -> list[str]:
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def _long(documents: list[str], between: str) -> str:
+    """4 million characters: words of the documents with ``between`` between them."""
     words = re.findall(r"[^\W\d_]+", " ".join(documents))
-    return " ".join(itertools.islice(itertools.cycle(words), 700_000))[:4_000_000]
+    return between.join(itertools.islice(itertools.cycle(words), 1_400_000))[:4_000_000]
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from kexa.data.corpus import Document
+
+if TYPE_CHECKING:
+    import torch
 
 TABLE = 4096
 MULTILINGUAL = ("es", "de", "ja", "vi")
@@ -150,6 +153,8 @@ class Mixture:
             k = cycle * self._before[-1, stream] + self._before[row, stream]
             input_ids[b], starts = self._streams[stream].read(int(k) * length, length)
             document_ids[b] = np.cumsum(starts) - starts[0]
+        import torch  # here, so that processes that only encode start without it
+
         return torch.from_numpy(input_ids), torch.from_numpy(document_ids)
 
     def row_sources(self, step: int) -> list[str]:

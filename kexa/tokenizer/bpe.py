@@ -1,47 +1,57 @@
-"""Byte-pair encoding on the stock ``tokenizers`` library, with the one thing it lacks: resuming.
+"""Byte-pair encoding for the stock ``tokenizers`` library, with the one thing it lacks: resuming.
 
-The library trains BPE only from single characters. To continue from an existing vocabulary we
+The library trains BPE only from single characters and from text in which every word stands as often
+as it occurs. To continue from an existing vocabulary we
 
-1. encode the text with the tokenizer so far, each distinct pre-token once,
-2. write each token id ``i`` as the one character ``U+F0000 + i`` (room for 131,072 ids),
-3. train a plain BPE on those strings, cut where no merge may happen, and
-4. translate its merges back to byte-level strings and append them.
+1. encode the text with the tokenizer so far, each distinct pre-token once, with its count,
+2. learn merges on the rows of ids (:mod:`kexa.tokenizer.learn`), cut where no merge may happen, and
+3. translate them back to byte-level strings and append them.
 
 BPE applies merges in rank order, so appended merges act on exactly the segmentation they were
-learned from.
+learned from. Training from the bytes up is resuming from them; what is learned is what the library
+learns from the text itself (a test compares them).
 
-What is cut, and why nothing that is learned changes. A merge across a boundary needs its two tokens
-to meet there, so it is never more frequent than they are: where two tokens meet less than ``floor``
-times no merge of count ``floor`` or more can cross. We cut there and let the trainer stop at that
-count. When it finds as many merges as asked, all of them are at least that frequent and it would
-have found the same without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end. What
-is left are short strings that repeat, and the trainer holds each distinct one once: memory follows
-the number of distinct frequent phrases, not the length of the text.
+What may be left out of a text, and why nothing that is learned changes. A merge needs its two
+tokens to meet, so it is never more frequent than they are: where two tokens meet less than
+``floor`` times no merge of count ``floor`` or more can cross. A text may be cut there, and learning
+stops at that count. When as many merges are found as asked, all of them are at least that frequent
+and would have been found without cuts; when not, ``floor`` is lowered, to ``MIN_COUNT`` in the end.
+Memory follows the number of distinct frequent phrases, not the length of the text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
+from kexa.tokenizer.learn import Row, learn
+from kexa.tokenizer.splitter import count_pre_tokens
 from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
 
 MIN_COUNT = 2  # chosen: a pair seen once is not evidence of a token
 Merge = tuple[str, str]
 
-_FIRST_CHARACTER = 0xF0000
-_MAX_IDS = 0x110000 - _FIRST_CHARACTER
-_CUT = " "
 _DECODER = decoders.ByteLevel()
-_CHARACTERS_PER_STRING = 1 << 16
+_NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
 _HEADROOM = 4  # the first floor is this fraction of a guess, so that it rarely has to be lowered
+_EVEN = 64  # and of the count that each merge would have if all meetings were shared evenly
+
+
+class Text(Protocol):
+    """A text to learn from."""
+
+    def meetings(self) -> np.ndarray:
+        """How often tokens meet where a merge may join them, by pair, in any order; int64."""
+
+    def at(self, floor: int) -> Encoded:
+        """The text, perhaps without meetings of two tokens that meet less than ``floor`` times."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,20 @@ class Encoded:
         np.add.at(used, self.ids, self.counts)
         return used
 
+    def meetings(self) -> np.ndarray:
+        """How often tokens meet where a merge may join them, by pair; int64."""
+        where = np.flatnonzero(self.joined).astype(np.int32)
+        pairs = self.ids[where].astype(np.int64) << 32 | self.ids[where + 1]
+        order = np.argsort(pairs).astype(np.int32)
+        pairs = pairs[order]
+        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+        weights = self.counts[where[order]]
+        return np.add.reduceat(weights, starts) if len(starts) else weights
+
+    def at(self, floor: int) -> Encoded:
+        """All of the text: it leaves out nothing."""
+        return self
+
 
 def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) -> Tokenizer:
     """A stock tokenizer from tokens in id order (special tokens first) and merges in rank order.
@@ -67,19 +91,12 @@ def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) 
     """
     ids = {token: i for i, token in enumerate(vocab)}
     tokenizer = Tokenizer(BPE(vocab=ids, merges=merges))
-    tokenizer.normalizer = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}[normalizer]()
+    tokenizer.normalizer = _NORMALIZERS[normalizer]()
     tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=True) for t in SPECIAL_TOKENS]
     )
-    return tokenizer
-
-
-def whole(vocab: list[str], merges: list[Merge]) -> Tokenizer:
-    """A tokenizer that reads each text as one pre-token and changes and adds nothing."""
-    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return tokenizer
 
 
@@ -97,16 +114,11 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, normalizer: str) 
     Raises:
         ValueError: the text has too few recurring pairs for ``vocab_size``.
     """
-    tokenizer = build([*SPECIAL_TOKENS, *byte_alphabet()], [], pattern, normalizer)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=MIN_COUNT,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=byte_alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    vocab, merges = parts(tokenizer)
+    normalise = _NORMALIZERS[normalizer]().normalize_str
+    normal = (text if text.isascii() else normalise(text) for text in texts)
+    text = _as_bytes(count_pre_tokens(normal, pattern, whole=SPECIAL_TOKENS))
+    vocab, merges = [*SPECIAL_TOKENS, *byte_alphabet()], []
+    resume(vocab, merges, text, vocab_size - len(vocab))
     require("baseline merges", len(vocab), vocab_size)
     return build(vocab, merges, pattern, normalizer)
 
@@ -123,6 +135,14 @@ def byte_alphabet() -> list[str]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     assert len(alphabet) == NUM_BYTES
     return alphabet
+
+
+def byte_of_character() -> dict[str, int]:
+    """Of that alphabet: printable bytes stand for themselves; the others are U+0100 and up."""
+    printable = [ord(c) for c in byte_alphabet() if ord(c) < NUM_BYTES]
+    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
+    shifted = {chr(NUM_BYTES + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | shifted
 
 
 @contextlib.contextmanager
@@ -170,7 +190,7 @@ def keep_most_frequent(
 def resume(
     vocab: list[str],
     merges: list[Merge],
-    text: Encoded,
+    text: Text,
     count: int,
     accept: Callable[[str], bool] = lambda token: True,
 ) -> int:
@@ -182,18 +202,14 @@ def resume(
     Returns:
         The number learned: less than ``count`` when no further accepted pair recurs in the text.
     """
-    if len(vocab) > _MAX_IDS:
-        raise ValueError(
-            f"cannot resume from {len(vocab)} tokens; at most {_MAX_IDS} fit the trick"
-        )
-    asked, more, learned = count, True, []
+    asked, more, learned = count + count // 4, True, []  # room for refused and known tokens
     while more and len(learned) < count:
-        asked *= 2  # room for refused tokens and for strings that are tokens already
-        on_ids, more = _train_on_ids(text, len(vocab), asked)
-        found = [(_text(a, vocab), _text(b, vocab)) for a, b in on_ids]
+        on_ids, more = _train_on_ids(text, asked)
+        found = [("".join(vocab[i] for i in a), "".join(vocab[i] for i in b)) for a, b in on_ids]
         known = set(vocab)
         tokens = dict.fromkeys(left + right for left, right in found)
         learned = [t for t in tokens if t not in known and accept(t)][:count]
+        asked *= 2
     waiting, have = set(learned), set(merges)
     for pair in found:
         if not waiting:
@@ -217,24 +233,28 @@ def require(what: str, found: int, wanted: int) -> None:
         )
 
 
-def _text(characters: str, vocab: list[str]) -> str:
-    return "".join(vocab[ord(c) - _FIRST_CHARACTER] for c in characters)
+def _as_bytes(counts: Mapping[str, int]) -> Encoded:
+    """Pre-tokens before any merge."""
+    ids = np.zeros(NUM_BYTES, dtype=np.int32)
+    for i, character in enumerate(byte_alphabet(), start=len(SPECIAL_TOKENS)):
+        ids[byte_of_character()[character]] = i
+    lengths = np.fromiter((len(s.encode("utf-8")) for s in counts), np.int64, len(counts))
+    row = ids[np.frombuffer("".join(counts).encode("utf-8"), np.uint8)]
+    joined = np.ones(len(row), dtype=bool)
+    joined[np.cumsum(lengths) - 1] = False
+    weights = np.fromiter(counts.values(), np.int64, len(counts))
+    return Encoded(row, joined, np.repeat(weights, lengths))
 
 
-def _train_on_ids(text: Encoded, num_ids: int, asked: int) -> tuple[list[Merge], bool]:
-    """Merges of plain BPE on strings of one character per token, and whether they are all asked.
+def _train_on_ids(text: Text, asked: int) -> tuple[list[tuple[Row, Row]], bool]:
+    """Merges of plain BPE, each two rows of ids, and whether they are all asked.
 
     The merges make at most ``asked`` tokens; two of them may make the same one.
     """
-    where = np.flatnonzero(text.joined)
-    pairs = text.ids[where].astype(np.int64) * num_ids + text.ids[where + 1]
-    _, which = np.unique(pairs, return_inverse=True)
-    counts = np.bincount(which, weights=text.counts[where]).astype(np.int64)  # by distinct pair
-    meet = np.zeros(len(text.ids), dtype=np.int64)  # how often tokens i and i + 1 meet
-    meet[where] = counts[which]
-    floor = _first_floor(counts, asked)
+    floor = _first_floor(text.meetings(), asked)
     while True:
-        merges = _train_above(text, meet >= floor, asked, floor)
+        part = text.at(floor)
+        merges = learn(part.ids, part.joined, part.counts, asked, floor)
         complete = len({left + right for left, right in merges}) == asked
         if complete or floor == MIN_COUNT:
             return merges, complete
@@ -243,45 +263,5 @@ def _train_on_ids(text: Encoded, num_ids: int, asked: int) -> tuple[list[Merge],
 
 def _first_floor(counts: np.ndarray, asked: int) -> int:
     """A count that ``asked`` merges are likely to reach, from how often pairs of tokens meet."""
-    if len(counts) <= asked:
-        return MIN_COUNT
-    return max(MIN_COUNT, int(np.partition(counts, -asked)[-asked]) // _HEADROOM)
-
-
-def _train_above(text: Encoded, joined: np.ndarray, asked: int, floor: int) -> list[Merge]:
-    alphabet = np.unique(text.ids[joined | _shifted(joined)])
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_CUT, behavior="removed")
-    trainer = BpeTrainer(
-        vocab_size=len(alphabet) + asked,
-        min_frequency=floor,
-        special_tokens=[],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_strings(text, joined), trainer)
-    return parts(tokenizer)[1]
-
-
-def _strings(text: Encoded, joined: np.ndarray) -> Iterator[str]:
-    """The joined runs in private characters, each as often as it occurs, ``_CUT`` after each."""
-    keep = np.flatnonzero(joined | _shifted(joined))
-    characters = text.ids[keep].astype(np.uint32) + _FIRST_CHARACTER
-    row = characters.astype("<u4").tobytes().decode("utf-32-le")
-    ends = np.flatnonzero(~joined[keep]) + 1  # a run ends at a token not joined to the next
-    starts = np.concatenate([[0], ends])[: len(ends)]
-    pieces, size = [], 0
-    for start, end, count in zip(
-        starts.tolist(), ends.tolist(), text.counts[keep][ends - 1].tolist(), strict=True
-    ):
-        pieces.append((row[start:end] + _CUT) * count)
-        size += len(pieces[-1])
-        if size >= _CHARACTERS_PER_STRING:
-            yield "".join(pieces)
-            pieces, size = [], 0
-    if pieces:
-        yield "".join(pieces)
-
-
-def _shifted(joined: np.ndarray) -> np.ndarray:
-    """``[i]``: token i is joined to the token before it."""
-    return np.concatenate([[False], joined[:-1]]).astype(bool)
+    frequent = np.partition(counts, -asked)[-asked] // _HEADROOM if len(counts) > asked else 0
+    return max(MIN_COUNT, int(frequent), int(counts.sum()) // (_EVEN * asked))

@@ -21,28 +21,20 @@ spells ``<|user|>`` must not produce the control token.
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 import json
-import re
 from array import array
 from collections.abc import Iterable
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers
 
-from kexa.tokenizer import bpe
+from kexa.tokenizer import bpe, joins
 from kexa.tokenizer.pre_tokens import PreTokenEncoder
-from kexa.tokenizer.splitter import Splitter, require_text
-from kexa.tokenizer.vocabulary import BASELINE_WORDS, CONTRACTIONS, PHRASES, WORDS
+from kexa.tokenizer.splitter import Splitter, nfc, require_text
+from kexa.tokenizer.vocabulary import BASELINE_WORDS, PHRASES, WORDS
 
 _REMEMBERED = 1 << 20  # words and runs in the table before it is started afresh
-_HASH_BITS = 22
-_CONTRACTION = re.compile(CONTRACTIONS)
-_LETTERS = pre_tokenizers.Split(Regex(r"\p{L}"), behavior="removed", invert=True)
-# In byte-level strings U+0120 is the space, U+0109, U+010A, U+010D are \t, \n, \r.
-_ACROSS_SPACE = re.compile("[^\u0120\u0109\u010a\u010d]\u0120")
-_BEFORE_SPACE = re.compile("(?<=[^\u0120\u0109\u010a\u010d])(?=\u0120)")
 
 
 class CorpusEncoder:
@@ -61,12 +53,13 @@ class CorpusEncoder:
                 "which is none of the patterns of kexa.tokenizer; use a tokenizer trained here, or "
                 "its own encode_batch"
             )
-        self._normalise = tokenizer.normalizer.normalize_str
+        stable = isinstance(tokenizer.normalizer, normalizers.NFC)
+        self._normalise = nfc if stable else tokenizer.normalizer.normalize_str
         self._joins_words = patterns[0] == PHRASES
         self._split = Splitter(WORDS if self._joins_words else patterns[0])
         vocab, merges = bpe.parts(tokenizer)
         self._encoder = PreTokenEncoder(vocab, merges)
-        self._may_cross = _may_cross(vocab, merges)
+        self._may_cross = joins.may_cross(vocab, merges)
         self._forget()
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
@@ -78,7 +71,7 @@ class CorpusEncoder:
         words, ends = [], []
         for i, text in enumerate(texts):
             require_text(text, f"text {i}")
-            words += self._split(text if text.isascii() else self._normalise(text))
+            words += self._split(self._normalise(text))
             ends.append(len(words))
         if self._growing or len(self._numbers) > _REMEMBERED:
             self._forget()
@@ -98,13 +91,12 @@ class CorpusEncoder:
         if not self._joins_words or not len(numbers):
             return numbers, ends
         left, right = numbers[:-1], numbers[1:]
-        pairs = (
-            np.frombuffer(self._last, np.int32)[left],
-            np.frombuffer(self._first, np.int32)[right],
-        )
+        last = np.frombuffer(self._last, np.int32)[left]
+        first = np.frombuffer(self._first, np.int32)[right]
+        may_cross = self._may_cross[joins.hashed(last, first)]
         joined = np.zeros(len(numbers) + 1, dtype=bool)  # [i]: word i to the word before it
         joined[1:-1] = np.frombuffer(self._core, bool)[left]
-        joined[1:-1] &= np.frombuffer(self._opens, bool)[right] & self._may_cross[_hash(*pairs)]
+        joined[1:-1] &= np.frombuffer(self._opens, bool)[right] & may_cross
         joined[ends] = False
         starts = np.flatnonzero(~joined[:-1])
         sizes = np.diff(starts, append=len(numbers))
@@ -121,15 +113,17 @@ class CorpusEncoder:
         places = np.flatnonzero(numbers >= known)
         _, first = np.unique(numbers[places], return_index=True)
         new = [strings[i] for i in places[first].tolist()]
-        for string, ids in zip(new, self._encoder(new), strict=True):
-            has_letter = _has_letter(string[:2])
-            self._core.append(has_letter and not _CONTRACTION.fullmatch(string))
-            self._opens.append(has_letter and string[0] == " ")
-            self._first.append(ids[0])
-            self._last.append(ids[-1])
-            self._begins.append(len(self._ids))
-            self._sizes.append(len(ids))
-            self._ids.extend(ids)
+        ids, lengths = self._encoder(new)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        sides = [joins.sides(string) for string in new]
+        self._core.extend([is_word for is_word, _ in sides])
+        self._opens.extend([opens for _, opens in sides])
+        self._first.frombytes(ids[starts].tobytes())
+        self._last.frombytes(ids[ends - 1].tobytes())
+        self._begins.frombytes((starts + len(self._ids)).tobytes())
+        self._sizes.frombytes(lengths.astype(np.int32).tobytes())
+        self._ids.frombytes(ids.tobytes())
         self._growing = False
         return numbers
 
@@ -140,27 +134,3 @@ class CorpusEncoder:
         self._core, self._opens = array("b"), array("b")  # a word; a word after one space
         self._first, self._last = array("i"), array("i")  # tokens
         self._begins, self._sizes, self._ids = array("q"), array("i"), array("i")
-
-
-@functools.cache
-def _has_letter(text: str) -> bool:
-    return bool(_LETTERS.pre_tokenize_str(text))
-
-
-def _may_cross(vocab: list[str], merges: list[bpe.Merge]) -> np.ndarray:
-    """Whether some merge across a space has two pieces of this hash; bool [2 ** _HASH_BITS]."""
-    ids = {token: i for i, token in enumerate(vocab)}
-    crosses = [bool(_ACROSS_SPACE.fullmatch(left[-1] + right[0])) for left, right in merges]
-    begin = crosses.index(True) if any(crosses) else len(merges)
-    if not all(crosses[begin:]):
-        return np.ones(1 << _HASH_BITS, dtype=bool)
-    last = [ids[_BEFORE_SPACE.split(left)[-1]] for left, _ in merges[begin:]]
-    first = [ids[_BEFORE_SPACE.split(right)[0]] for _, right in merges[begin:]]
-    may_cross = np.zeros(1 << _HASH_BITS, dtype=bool)
-    may_cross[_hash(np.array(last, np.int64), np.array(first, np.int64))] = True
-    return may_cross
-
-
-def _hash(last: np.ndarray, first: np.ndarray) -> np.ndarray:
-    pairs = last.astype(np.uint64) << np.uint64(32) | first.astype(np.uint64)
-    return pairs * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - _HASH_BITS)

@@ -1,5 +1,9 @@
 """Token ids of pre-tokens, exactly as the library gives them: each distinct one encoded once.
 
+A call of the library costs more than the few tokens of a word do. Pre-tokens are written as their
+byte-level characters, none of which is a space, and given to it many at a time with spaces between
+them, at which it cuts.
+
 A long pre-token (text without a break) costs the library more per byte the longer it is. It is
 encoded in overlapping windows, all in one batch, that are put together where two of them agree:
 
@@ -20,9 +24,13 @@ from array import array
 from collections.abc import Mapping
 
 import numpy as np
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 
 from kexa.tokenizer import bpe
 
+_TOGETHER = 64  # pre-tokens in one text for the library
+_CUT = " "
 WINDOW = 4096  # bytes between the starts of two windows
 OVERLAP = 512  # bytes that two windows share
 _BATCH = 1 << 14
@@ -32,42 +40,61 @@ class PreTokenEncoder:
     """Encodes strings, each read as one pre-token, with a vocabulary and its merges."""
 
     def __init__(self, vocab: list[str], merges: list[bpe.Merge]):
-        self._tokenizer = bpe.whole(vocab, merges)
+        ids = {token: i for i, token in enumerate(vocab)}
+        self._tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, cache_capacity=0))
+        self._tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_CUT)
         self._lengths = np.array([len(token) for token in vocab])  # one character is one byte
 
-    def __call__(self, pre_tokens: list[str]) -> list[list[int]]:
-        """The ids of each string."""
-        longer = [i for i, string in enumerate(pre_tokens) if len(string) > WINDOW]
-        rows = self._encode([string if len(string) <= WINDOW else "" for string in pre_tokens])
-        for i in longer:
-            rows[i] = self._windowed(pre_tokens[i])
-        return rows
+    def __call__(self, pre_tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all strings end to end, int32, and how many each has, int64 [strings]."""
+        lengths = np.zeros(len(pre_tokens), dtype=np.int64)
+        long = [i for i, string in enumerate(pre_tokens) if len(string) > WINDOW]
+        parts, begin = [], 0
+        for i in [*long, len(pre_tokens)]:
+            ids, lengths[begin:i] = self._encode(pre_tokens[begin:i])
+            parts.append(ids)
+            if i < len(pre_tokens):
+                parts.append(self._windowed(pre_tokens[i]))
+                lengths[i] = len(parts[-1])
+            begin = i + 1
+        return np.concatenate(parts), lengths
 
-    def _encode(self, strings: list[str]) -> list[list[int]]:
-        found = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+    def _encode(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for strings that are not empty, each encoded whole."""
+        data = [s.encode("utf-8").decode("latin-1").translate(_CHARACTERS) for s in strings]
+        texts = [_CUT.join(data[i : i + _TOGETHER]) for i in range(0, len(data), _TOGETHER)]
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = array("i", itertools.chain.from_iterable(encoding.ids for encoding in found))
+        ids = np.array(ids, dtype=np.int32)
+        ends = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
+        token_ends = np.cumsum(self._lengths[ids])
+        return ids, np.diff(np.searchsorted(token_ends, ends) + 1, prepend=0)
 
-    def _windowed(self, string: str) -> list[int]:
+    def _windowed(self, string: str) -> np.ndarray:
         """The ids of one long pre-token."""
         data = string.encode("utf-8")
         starts = [_character_start(data, i) for i in range(0, len(data), WINDOW)]
         ends = [_character_start(data, min(i + WINDOW + OVERLAP, len(data))) for i in starts]
         windows = [data[a:b].decode("utf-8") for a, b in zip(starts, ends, strict=True)]
-        rows = [np.array(ids, dtype=np.int32) for ids in self._encode(windows)]
+        ids, lengths = self._encode(windows)
+        rows = np.split(ids, np.cumsum(lengths)[:-1])
         places = [a + self._starts(row) for a, row in zip(starts, rows, strict=True)]
         joint, begin = [], 0
         for i in range(len(rows) - 1):
             _, here, there = np.intersect1d(places[i], places[i + 1], return_indices=True)
             same = np.flatnonzero(rows[i][here] == rows[i + 1][there])
             if not len(same):
-                return self._encode([string])[0]
+                return self._encode([string])[0]  # the ids of all of it
             joint.append(rows[i][begin : here[same[0]]])
             begin = int(there[same[0]])
-        return np.concatenate([*joint, rows[-1][begin:]]).tolist()
+        return np.concatenate([*joint, rows[-1][begin:]])
 
     def _starts(self, ids: np.ndarray) -> np.ndarray:
         """At which byte each token starts."""
         return np.cumsum(self._lengths[ids]) - self._lengths[ids]
+
+
+_CHARACTERS = {byte: character for character, byte in bpe.byte_of_character().items()}
 
 
 def encode(vocab: list[str], merges: list[bpe.Merge], counts: Mapping[str, int]) -> bpe.Encoded:
@@ -76,16 +103,17 @@ def encode(vocab: list[str], merges: list[bpe.Merge], counts: Mapping[str, int])
     Args:
         counts: how often each occurs, from :func:`kexa.tokenizer.splitter.count_pre_tokens`.
     """
-    encoder, rest, ids, lengths = PreTokenEncoder(vocab, merges), iter(counts), array("i"), []
+    encoder, rest = PreTokenEncoder(vocab, merges), iter(counts)
+    rows, lengths = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.int64)]
     while batch := list(itertools.islice(rest, _BATCH)):
-        rows = encoder(batch)
-        ids.extend(itertools.chain.from_iterable(rows))
-        lengths += map(len, rows)
-    ids = np.array(ids, dtype=np.int32)
+        row, sizes = encoder(batch)
+        rows.append(row)
+        lengths.append(sizes)
+    ids, lengths = np.concatenate(rows), np.concatenate(lengths)
     joined = np.ones(len(ids), dtype=bool)
-    joined[np.cumsum(lengths, dtype=np.int64) - 1] = False
+    joined[np.cumsum(lengths) - 1] = False
     weights = np.fromiter(counts.values(), np.int64, len(counts))
-    return bpe.Encoded(ids, joined, np.repeat(weights, np.array(lengths, dtype=np.int64)))
+    return bpe.Encoded(ids, joined, np.repeat(weights, lengths))
 
 
 def _character_start(data: bytes, i: int) -> int:

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from kexa.record import write_atomic
 from kexa.tokenizer import bpe
-from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
+from kexa.tokenizer.vocabulary import SPECIAL_TOKENS
 
 RANKS = "ranks.tiktoken"
 
@@ -86,12 +86,4 @@ def token_bytes(token: str) -> bytes:
     return bytes(_BYTE[character] for character in token)
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Printable bytes stand for themselves; the others, in order, are U+0100 and up."""
-    printable = [ord(c) for c in bpe.byte_alphabet() if ord(c) < NUM_BYTES]
-    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
-    shifted = {chr(NUM_BYTES + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | shifted
-
-
-_BYTE = _byte_of_character()
+_BYTE = bpe.byte_of_character()

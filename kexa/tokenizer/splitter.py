@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-_NFC = normalizers.NFC()
+_NFC, _NFD = normalizers.NFC(), normalizers.NFD()
+_PLANE = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)]))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BEYOND = re.compile("[\U00010000-\U0010ffff]")
 _CLASSES = (r"\p{L}", r"\p{M}", r"\p{N}", r"\s")
@@ -57,18 +58,33 @@ def require_text(document: object, name: str) -> None:
 
 
 def nfc(text: str) -> str:
-    """NFC by the library's tables, which are those that an exported tokenizer applies."""
-    return text if text.isascii() else _NFC.normalize_str(text)
+    """NFC by the library's tables, which are those that an exported tokenizer applies.
+
+    The library is asked only where NFC might change something: text is in NFC when each of its
+    characters alone is, and none is a mark or joins one before it.
+    """
+    if text.isascii() or not _unstable().search(text):
+        return text
+    return _NFC.normalize_str(text)
 
 
-def count_pre_tokens(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each distinct pre-token occurs in the texts after NFC.
+def count_pre_tokens(
+    texts: Iterable[str], pattern: str, whole: Collection[str] = ()
+) -> Counter[str]:
+    """How often each distinct pre-token occurs in texts that are normalised already.
 
     The texts are read once and not kept: memory follows the number of distinct pre-tokens.
+
+    Args:
+        whole: strings that are one pre-token wherever they stand, as special tokens are.
     """
     split, counts = Splitter(pattern), Counter()
+    apart = re.compile(f"({'|'.join(map(re.escape, whole)) or '(?!)'})")
     for text in texts:
-        counts.update(split(nfc(text)))
+        parts = apart.split(text)
+        counts.update(parts[1::2])
+        for part in parts[::2]:
+            counts.update(split(part))
     return counts
 
 
@@ -83,9 +99,19 @@ def _written_out(pattern: str) -> str:
 
 
 @functools.cache
+def _unstable() -> re.Pattern[str]:
+    """Finds what NFC may change: all beyond the basic plane, to be short and quick."""
+    found = set()
+    for character in _PLANE:
+        rest = _NFD.normalize_str(character)[1:]
+        found.update(rest if _NFC.normalize_str(character) == character else rest + character)
+    marks, others = _ranges(r"\p{M}"), re.escape("".join(sorted(found)))
+    return re.compile(f"[{marks}{others}\U00010000-\U0010ffff]")
+
+
+@functools.cache
 def _ranges(name: str) -> str:
     """A class of the library's regular expressions as the inside of a bracket of ``re``."""
-    plane = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)]))
     matches = pre_tokenizers.Split(Regex(f"{name}+"), behavior="removed", invert=True)
-    runs = [run for run, _ in matches.pre_tokenize_str(plane)]
+    runs = [run for run, _ in matches.pre_tokenize_str(_PLANE)]
     return "".join(f"\\u{ord(run[0]):04x}-\\u{ord(run[-1]):04x}" for run in runs)

@@ -25,35 +25,37 @@ group without text leaves its superwords to the other groups, with a warning.
 
 from __future__ import annotations
 
+import itertools
 import re
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from kexa.config import TokenizerConfig
 from kexa.tokenizer import bpe
 from kexa.tokenizer.pre_tokens import encode
-from kexa.tokenizer.splitter import count_pre_tokens, require_text
+from kexa.tokenizer.runs import Runs
+from kexa.tokenizer.splitter import require_text
 from kexa.tokenizer.vocabulary import (
     BASELINE_CATEGORIES,
     BASELINE_WORDS,
     CATEGORIES,
     PHRASES,
     SUPERWORD_GROUPS,
-    WORDS,
     baseline_size,
     budget,
 )
+from kexa.tokenizer.words import Words, read_words
 
 Corpora = Mapping[str, Iterable[str]]
 
 # In byte-level strings U+0120 is the space, U+010A the line feed, U+0109 the tab and U+010D the
 # carriage return.
 _BOUNDARY = re.compile("(?<=[^\u0120\u010a\u0109\u010d])\u0120(?=[^\u0120\u010a\u0109\u010d])")
-_WORD_START = re.compile("\u0120[^\u0120\u010a\u0109\u010d]")
 
 
 def train_baseline(corpora: Corpora, config: TokenizerConfig) -> Tokenizer:
@@ -66,15 +68,13 @@ def train_baseline(corpora: Corpora, config: TokenizerConfig) -> Tokenizer:
         ValueError: unknown category, no text, a document that is not valid Unicode, a vocabulary
             too small for its parts, or too little text for its size.
     """
-    corpora = _checked(corpora)
-    if not set(corpora) & set(BASELINE_CATEGORIES):
-        raise ValueError(
-            f"the baseline reads {', '.join(BASELINE_CATEGORIES)}; the corpora hold only "
-            f"{', '.join(corpora)}"
-        )
     budget(config)  # refuses a vocabulary that is too small
-    texts = _texts(corpora, BASELINE_CATEGORIES)
-    return bpe.train(texts, baseline_size(config), BASELINE_WORDS, "NFKC")
+    corpora, has_text = _named(corpora), {}
+    for category, documents in corpora.items():
+        for i, document in enumerate(documents):
+            require_text(document, f"document {i} of {category!r}")
+            has_text[category] = has_text.get(category, False) or bool(document)
+    return _baseline(_with_text(corpora, has_text), config)
 
 
 def train_tokenizer(
@@ -85,41 +85,21 @@ def train_tokenizer(
     Args:
         corpora: documents by category (``en ko es de ja vi code stem``). Each is read several
             times and never held: give an object that reads its files afresh whenever it is
-            iterated. A generator can be read only once, so it is first copied into a list.
+            iterated. A generator can be read only once, so it is first copied into a list. The
+            order of the words stays in temporary files meanwhile, about a byte for a byte of text.
         baseline: a result of :func:`train_baseline` on the same corpora; trained here when absent.
 
     Raises:
         ValueError: unknown category, no text, a document that is not valid Unicode, a vocabulary
             too small for its parts, or too little text for its size.
     """
-    corpora = _checked(corpora)
-    sizes = budget(config, corpora)
-    for group in (g for g in SUPERWORD_GROUPS if g not in sizes.superwords):
-        warnings.warn(
-            f"no text for superwords in {group!r}; the other groups share them", stacklevel=2
-        )
-    baseline = baseline or train_baseline(corpora, config)
-
-    vocab, merges = bpe.parts(baseline)
-    words = count_pre_tokens(_texts(corpora, BASELINE_CATEGORIES), WORDS)
-    usage = encode(vocab, merges, words).usage(len(vocab))
-    vocab, merges = bpe.keep_most_frequent(usage, vocab, merges, sizes.kept)
-    missing = 0
-    for category, count in sizes.new.items():
-        words = count_pre_tokens(_texts(corpora, [category]), WORDS)
-        missing += count - bpe.resume(vocab, merges, encode(vocab, merges, words), count)
-    if missing:
-        words = count_pre_tokens(_texts(corpora, corpora), WORDS)
-        learned = bpe.resume(vocab, merges, encode(vocab, merges, words), missing)
-        bpe.require("the last new subwords", learned, missing)
-    for group, count in sizes.superwords.items():
-        phrases = count_pre_tokens(_texts(corpora, SUPERWORD_GROUPS[group]), PHRASES)
-        text = _joined_at_words(encode(vocab, merges, phrases), vocab)
-        learned = bpe.resume(
-            vocab, merges, text, count, lambda token: words_in(token) <= config.max_superword_words
-        )
-        bpe.require(f"superwords in {group!r}", learned, count)
-    assert len(vocab) == config.vocab_size
+    budget(config)  # refuses a vocabulary that is too small
+    corpora = _named(corpora)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {c: read_words(corpora[c], c, Path(folder) / c) for c in corpora}
+        corpora = _with_text(corpora, {c: len(text.strings) > 1 for c, text in texts.items()})
+        baseline = baseline or _baseline(corpora, config)
+        vocab, merges = _grown(*bpe.parts(baseline), {c: texts[c] for c in corpora}, config)
     return bpe.build(vocab, merges, PHRASES, "NFC")
 
 
@@ -128,36 +108,69 @@ def words_in(token: str) -> int:
     return 1 + len(_BOUNDARY.findall(token))
 
 
-def _joined_at_words(text: bpe.Encoded, vocab: list[str]) -> bpe.Encoded:
-    """Allow joins only where a word starts, between whole characters, and none after a colon."""
-    starts = np.array([bool(_WORD_START.match(token)) and bpe.is_text(token) for token in vocab])
-    may_precede = np.array([":" not in token and bpe.is_text(token) for token in vocab])
-    starts_next = np.append(starts[text.ids[1:]], False)[: len(text.ids)]
-    return replace(text, joined=text.joined & may_precede[text.ids] & starts_next)
+def _baseline(corpora: dict[str, Iterable[str]], config: TokenizerConfig) -> Tokenizer:
+    read = [c for c in BASELINE_CATEGORIES if c in corpora]
+    if not read:
+        raise ValueError(
+            f"the baseline reads {', '.join(BASELINE_CATEGORIES)}; the corpora hold only "
+            f"{', '.join(corpora)}"
+        )
+    documents = itertools.chain.from_iterable(corpora[c] for c in read)
+    return bpe.train(documents, baseline_size(config), BASELINE_WORDS, "NFKC")
 
 
-def _checked(corpora: Corpora) -> dict[str, Iterable[str]]:
-    """Categories that hold text, in the canonical order; every document is valid Unicode."""
+def _grown(
+    vocab: list[str], merges: list[bpe.Merge], texts: dict[str, Words], config: TokenizerConfig
+) -> tuple[list[str], list[bpe.Merge]]:
+    """Steps 1 to 3: the baseline's vocabulary and merges made those of K-EXAONE."""
+    sizes = budget(config, texts)
+    for group in (g for g in SUPERWORD_GROUPS if g not in sizes.superwords):
+        warnings.warn(
+            f"no text for superwords in {group!r}; the other groups share them", stacklevel=3
+        )
+    usage = sum(
+        encode(vocab, merges, texts[c].by_count()).usage(len(vocab))
+        for c in BASELINE_CATEGORIES
+        if c in texts
+    )
+    vocab, merges = bpe.keep_most_frequent(usage, vocab, merges, sizes.kept)
+    missing = 0
+    for category, count in sizes.new.items():
+        words = encode(vocab, merges, texts[category].by_count())
+        missing += count - bpe.resume(vocab, merges, words, count)
+    if missing:
+        words = sum((Counter(text.by_count()) for text in texts.values()), Counter())
+        learned = bpe.resume(vocab, merges, encode(vocab, merges, words), missing)
+        bpe.require("the last new subwords", learned, missing)
+    for group, count in sizes.superwords.items():
+        members = [texts[c] for c in SUPERWORD_GROUPS[group] if c in texts]
+        learned = bpe.resume(
+            vocab,
+            merges,
+            Runs(members, vocab, merges),
+            count,
+            lambda token: words_in(token) <= config.max_superword_words,
+        )
+        bpe.require(f"superwords in {group!r}", learned, count)
+    assert len(vocab) == config.vocab_size
+    return vocab, merges
+
+
+def _named(corpora: Corpora) -> dict[str, Iterable[str]]:
+    """Categories in the canonical order, their documents in a form that can be read again."""
     unknown = set(corpora) - set(CATEGORIES)
     if unknown:
         raise ValueError(f"unknown category {sorted(unknown)[0]!r}; use {', '.join(CATEGORIES)}")
-    checked = {}
-    for category in (c for c in CATEGORIES if c in corpora):
-        documents = corpora[category]
-        documents = list(documents) if iter(documents) is documents else documents
-        has_text = False
-        for i, document in enumerate(documents):
-            require_text(document, f"document {i} of {category!r}")
-            has_text = has_text or bool(document)
-        if has_text:
-            checked[category] = documents
-        else:
-            warnings.warn(f"category {category!r} has no text and is skipped", stacklevel=3)
-    if not checked:
+    found = {c: corpora[c] for c in CATEGORIES if c in corpora}
+    return {c: list(texts) if iter(texts) is texts else texts for c, texts in found.items()}
+
+
+def _with_text(
+    corpora: dict[str, Iterable[str]], has_text: Mapping[str, bool]
+) -> dict[str, Iterable[str]]:
+    """The categories that hold text."""
+    for category in (c for c in corpora if not has_text.get(c)):
+        warnings.warn(f"category {category!r} has no text and is skipped", stacklevel=3)
+    if not any(has_text.values()):
         raise ValueError(f"the corpora hold no text; give documents in {', '.join(CATEGORIES)}")
-    return checked
-
-
-def _texts(corpora: Corpora, categories: Iterable[str]) -> Iterator[str]:
-    for category in categories:
-        yield from corpora.get(category, ())
+    return {c: documents for c, documents in corpora.items() if has_text.get(c)}

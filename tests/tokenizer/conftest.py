@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 
 from kexa.config import TokenizerConfig
 from kexa.tokenizer import train_baseline, train_tokenizer
@@ -34,6 +36,13 @@ def documents(category: str, count: int = 60, made: int = 40) -> list[str]:
             lines.append(join.join(picked).capitalize() + rng.choice([".", ": yes", ", 1997", "!"]))
         texts.append("\n".join(lines))
     return texts
+
+
+def whole(vocab: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
+    """The library reading each text as one pre-token, changing and adding nothing."""
+    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer
 
 
 CONFIG = TokenizerConfig(

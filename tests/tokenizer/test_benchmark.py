@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks.tokenizer import Lines, encoding, remixed, strings, unlike
+from benchmarks.tokenizer import Lines, encoding, remixed, stream, strings, unbroken, unlike
 from kexa.tokenizer import bpe
 
 
@@ -24,8 +24,22 @@ def test_lines_are_read_afresh_each_time(tmp_path):
 def test_encoders_are_compared_on_equal_ids(tokenizer, corpora):
     rows = encoding(tokenizer, {"en": corpora["en"][:5]})
     assert rows[0]["text"] == "en"
-    assert set(rows[0]["MB/s"]) == {"kexa", "stock"}
+    assert set(rows[0]["MB/s"]) == {"cold", "warm", "stock", "stock fast"}
+    assert set(rows[0]["ratio"]) == {
+        f"{ours} / {rival}" for ours in ("cold", "warm") for rival in ("stock", "stock fast")
+    }
     assert not tokenizer.encode_special_tokens
+
+
+def test_streams_are_compared_on_equal_files(tokenizer, corpora):
+    (row,) = stream(tokenizer, [*corpora["en"][:5], "<|user|>", ""], processes=1)
+    assert set(row["ratio"]) == {"kexa / stock", "kexa / stock fast"}
+
+
+def test_a_long_document_is_compared_with_its_parts(tokenizer):
+    (row,) = unbroken(tokenizer, {"letters": "a" * 25_000})
+    assert row["megabytes"] == 0.025
+    assert set(row["MB/s"]) == {"whole", "10 KB"}
 
 
 def test_drawn_strings_repeat_and_have_a_utf8_form():

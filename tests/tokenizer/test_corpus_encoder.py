@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, corpus_encoder
+from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, corpus_encoder, joins
 from kexa.tokenizer.vocabulary import PHRASES
 
 PIECES = [
@@ -99,7 +99,7 @@ def test_an_interrupt_changes_nothing(tokenizer, corpora, monkeypatch):
 
 
 def test_hashes_that_collide_change_nothing(tokenizer, corpora, monkeypatch):
-    monkeypatch.setattr(corpus_encoder, "_HASH_BITS", 2)
+    monkeypatch.setattr(joins, "HASH_BITS", 2)
     fast = CorpusEncoder(tokenizer)
     assert as_lists(fast.encode_batch(corpora["es"])) == stock(tokenizer, corpora["es"])
 

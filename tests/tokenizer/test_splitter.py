@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from kexa.tokenizer import PHRASES, WORDS, split
 from kexa.tokenizer.splitter import Splitter, count_pre_tokens, nfc, require_text
@@ -34,7 +35,7 @@ def test_pieces_are_those_of_the_library(pattern, text):
 
 
 def test_counts_by_hand():
-    counts = count_pre_tokens(["a b a", "cafe\u0301 a"], WORDS)
+    counts = count_pre_tokens(["a b a", nfc("cafe\u0301 a")], WORDS)
     assert counts == {"a": 1, " b": 1, " a": 2, "caf\u00e9": 1}
     assert count_pre_tokens(iter([]), WORDS) == {}
 
@@ -42,6 +43,25 @@ def test_counts_by_hand():
 def test_nfc_leaves_ascii_alone():
     assert nfc("a\0b") == "a\0b"
     assert nfc("e\u0301\u1112\u1161\u11ab") == "\u00e9\ud55c"
+
+
+@given(
+    text=st.one_of(
+        st.text(), st.text("eE\u00e9\u1ebf\u0301\u0323\u1112\u1161\u11ab\ud55c\ud558\u212b")
+    )
+)
+def test_nfc_is_that_of_the_library(text):
+    assert nfc(text) == normalizers.NFC().normalize_str(text)
+
+
+def test_nfc_of_every_pair_that_the_library_composes():
+    """Also of every character between letters."""
+    library = normalizers.NFC().normalize_str
+    for c in (chr(c) for c in range(0x10000) if not 0xD800 <= c < 0xE000):
+        apart = normalizers.NFD().normalize_str(c)
+        for text in (f"a{c}\u00e9", apart, f"{apart[0]}\u00e9{apart[1:]}"):
+            if nfc(text) != library(text):
+                raise AssertionError(f"U+{ord(c):04X}: {nfc(text)!r} is not {library(text)!r}")
 
 
 def test_what_has_no_utf8_form_is_refused_by_name():
