@@ -90,8 +90,9 @@ def _data(options: argparse.Namespace) -> int:
     if options.verb == "list":
         lines = inventory.list_lines()
     elif options.verb == "fetch":
-        data = config.load(options.profile).data
-        cards = [sources.load_card(name) for name in (*data.sources, *data.evaluation)]
+        profile = config.load(options.profile)
+        names = (*profile.data.sources, *profile.data.evaluation, *profile.comparison.public)
+        cards = [sources.load_card(name) for name in names]
         lines = inventory.fetch_lines(cards)
     else:
         lines = inventory.stats_lines(config.load(options.profile).data)

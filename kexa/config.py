@@ -167,7 +167,7 @@ class ComparisonConfig:
     weight_decay: float
     balance_weight: float
     balance_step: float  # per optimizer step
-    model: dict[str, int]  # keys of [model] that differ here
+    model: ModelConfig  # the tokenizer gives its vocabulary
 
 
 @dataclass(frozen=True)

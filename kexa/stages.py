@@ -152,6 +152,8 @@ def fingerprint(
     sources = [*config.data.sources, *config.data.evaluation] if "data" in stage.sections else []
     if "sft" in stage.sections:
         sources = [*sources, config.sft.dialogue_source]
+    if "comparison" in stage.sections:
+        sources = [*sources, *config.comparison.public]
     for name in sources:
         card = ROOT / "data_cards" / f"{name}.md"
         parts[f"card {name}"] = _hash(card.read_text(encoding="utf-8") if card.is_file() else "")

@@ -37,6 +37,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from kexa import runtime
 from kexa.config import ComparisonConfig, ModelConfig
 from kexa.data import Document, Mixture, encode
 from kexa.model import KexaForCausalLM
@@ -92,10 +93,38 @@ def passages(text: str, size: int) -> list[str]:
     return pieces
 
 
+def paired_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
+    """A new model whose initial values do not depend on the vocabulary, outside of its rows."""
+    model = new_model(config, seed)
+    shared = new_model(dataclasses.replace(config, vocab_size=1), seed).state_dict()
+    kept = {name: value for name, value in shared.items() if role(name) not in VOCABULARY}
+    model.load_state_dict(kept, strict=False)
+    return model
+
+
+def parameter_counts(model: KexaForCausalLM) -> tuple[int, int]:
+    """Parameters in the rows of the vocabulary, and all others."""
+    rows = sum(p.numel() for name, p in model.named_parameters() if role(name) in VOCABULARY)
+    return rows, sum(p.numel() for p in model.parameters()) - rows
+
+
+def packed(
+    tokenizer: Tokenizer, documents: Sequence[Document], config: ComparisonConfig, seed: int
+) -> tuple[Tensor, Tensor]:
+    """All documents in ``steps * batch_size`` rows: ``input_ids``, ``document_ids``, int64 [B, T].
+
+    Their order depends on the seed only. Rows are as long in tokens as it takes; the last one is
+    filled up from the first documents.
+    """
+    tokens = encode(tokenizer, documents)
+    rows = config.steps * config.batch_size
+    length = math.ceil(len(tokens.tokens) / rows)
+    return Mixture({"all": tokens}, {"all": 1.0}, length, rows, seed).batch(0)
+
+
 def train_with(
     tokenizer: Tokenizer,
     documents: Sequence[Document],
-    base: ModelConfig,
     config: ComparisonConfig,
     seed: int,
     device: torch.device,
@@ -105,22 +134,19 @@ def train_with(
     """A small model that has read ``documents`` once, in ``config.steps`` steps.
 
     Args:
-        base: the profile's model; ``config.model`` makes it smaller, the tokenizer gives the
-            vocabulary, and there is no MTP block.
+        documents: see :func:`first_bytes`.
         seed: of initial values and of the order of the documents.
         checkpoint_dir: a finished run found there is not repeated.
     """
-    tokens = encode(tokenizer, documents)
-    rows = config.steps * config.batch_size
-    length = -(-len(tokens.tokens) // rows)
-    mixture = Mixture({"all": tokens}, {"all": 1.0}, length, config.batch_size, seed)
-    size = tokenizer.get_vocab_size()
-    changes = {**config.model, "num_nextn_predict_layers": 0, "vocab_size": size}
-    model = paired_model(dataclasses.replace(base, **changes, layer_types=()), seed).to(device)
+    input_ids, document_ids = packed(tokenizer, documents, config, seed)
+    order = torch.randperm(len(input_ids), generator=runtime.generator(seed, "rows"))
+    batches = order.view(config.steps, config.batch_size)
+    shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
+    model = paired_model(shape, seed).to(device)
 
     def batch_at(step: int) -> dict[str, Tensor]:
-        input_ids, document_ids = mixture.batch(step)
-        return {"input_ids": input_ids, "document_ids": document_ids}
+        rows = batches[step]  # of many documents: a long one fills rows in a row
+        return {"input_ids": input_ids[rows], "document_ids": document_ids[rows]}
 
     def loss_fn(model: KexaForCausalLM, batch: dict[str, Tensor]):
         return model.loss(
@@ -149,21 +175,6 @@ def train_with(
     for _ in steps:
         pass
     return model
-
-
-def paired_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
-    """A new model whose initial values do not depend on the vocabulary, outside of its rows."""
-    model = new_model(config, seed)
-    shared = new_model(dataclasses.replace(config, vocab_size=1), seed).state_dict()
-    kept = {name: value for name, value in shared.items() if role(name) not in VOCABULARY}
-    model.load_state_dict(kept, strict=False)
-    return model
-
-
-def parameter_counts(model: KexaForCausalLM) -> tuple[int, int]:
-    """Parameters in the rows of the vocabulary, and all others."""
-    rows = sum(p.numel() for name, p in model.named_parameters() if role(name) in VOCABULARY)
-    return rows, sum(p.numel() for p in model.parameters()) - rows
 
 
 @torch.no_grad()
