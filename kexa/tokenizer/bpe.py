@@ -3,7 +3,7 @@
 The library trains BPE only from single characters. To continue from an existing vocabulary we
 
 1. encode the text with the tokenizer so far, each distinct pre-token once,
-2. write each token id ``i`` as the one character ``U+F0000 + i`` (room for 131,072 ids),
+2. write each token id ``i`` as the one character ``U+10000 + i`` (room for 1,048,576 ids),
 3. train a plain BPE on those strings, cut where no merge may happen, and
 4. translate its merges back to byte-level strings and append them.
 
@@ -36,7 +36,7 @@ from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
 MIN_COUNT = 2  # chosen: a pair seen once is not evidence of a token
 Merge = tuple[str, str]
 
-_FIRST_CHARACTER = 0xF0000
+_FIRST_CHARACTER = 0x10000  # above the surrogates, which are no characters
 _MAX_IDS = 0x110000 - _FIRST_CHARACTER
 _CUT = " "
 _DECODER = decoders.ByteLevel()
@@ -184,7 +184,8 @@ def resume(
     """
     if len(vocab) > _MAX_IDS:
         raise ValueError(
-            f"cannot resume from {len(vocab)} tokens; at most {_MAX_IDS} fit the trick"
+            f"cannot resume from {len(vocab)} tokens: there are characters for {_MAX_IDS}; lower "
+            "tokenizer.vocab_size"
         )
     asked, more, learned = count, True, []
     while more and len(learned) < count:
@@ -263,7 +264,7 @@ def _train_above(text: Encoded, joined: np.ndarray, asked: int, floor: int) -> l
 
 
 def _strings(text: Encoded, joined: np.ndarray) -> Iterator[str]:
-    """The joined runs in private characters, each as often as it occurs, ``_CUT`` after each."""
+    """The joined runs in those characters, each as often as it occurs, ``_CUT`` after each."""
     keep = np.flatnonzero(joined | _shifted(joined))
     characters = text.ids[keep].astype(np.uint32) + _FIRST_CHARACTER
     row = characters.astype("<u4").tobytes().decode("utf-32-le")
