@@ -188,7 +188,7 @@ axes = plot.grouped_bars(
     title=f"SuperBPE beats the baseline in {len(better)} of {len(categories)} categories",
     ylabel="UTF-8 bytes per token, held-out text",
 )
-axes.legend(ncols=5, loc="upper center", fontsize=8, columnspacing=1.0, handlelength=1.2)
+axes.legend(ncols=5, loc="upper center", fontsize=8, frameon=False, handlelength=1.2)
 run.figure(
     axes.figure,
     "bytes_per_token",
