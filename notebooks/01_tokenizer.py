@@ -357,7 +357,7 @@ plot.grouped_bars(
 )
 plot.bars(
     {name: difference.estimate for name, difference in differences.items()},
-    title=f"Lower in {len(lower)} categories, higher in {len(higher)}",
+    title=f"Beyond chance lower in {len(lower)} categories, higher in {len(higher)}",
     ylabel="SuperBPE minus baseline, bits per byte",
     intervals={name: (d.low, d.high) for name, d in differences.items()},
     baseline={"baseline": 0.0},
