@@ -126,15 +126,21 @@ def test_a_uniform_model_needs_the_bits_of_its_vocabulary():
 
 
 def test_interval_of_the_difference_in_bits_per_byte():
-    sizes = np.array([10, 20, 30, 40])
+    sizes, one = np.array([10, 20, 30, 40]), np.array(["en"] * 4)
     before = sizes * 2.0
-    same = bits_per_byte_interval(before, before - 0.5 * sizes, sizes, seed=0)
+    same = bits_per_byte_interval(before, before - 0.5 * sizes, sizes, one, seed=0)
     assert same == pytest.approx((-0.5, -0.5, -0.5))  # every document gains alike: no spread
-    mixed = bits_per_byte_interval(before, before + np.array([10, -10, 10, -10]), sizes, seed=0)
+    mixed = bits_per_byte_interval(before, before + np.array([9, -9, 9, -9]), sizes, one, seed=0)
     assert mixed.estimate == 0
     assert mixed.low < 0 < mixed.high
-    swapped = bits_per_byte_interval(before - 0.5 * sizes, before, sizes, seed=0)
-    assert swapped.estimate == 0.5
+
+
+def test_categories_are_resampled_each_by_itself():
+    """Two that differ, whose documents do not: nothing is left to chance."""
+    sizes, categories = np.array([10, 10, 10, 10]), np.array(["en", "ko", "en", "ko"])
+    after = np.array([5.0, -3.0, 5.0, -3.0])
+    found = bits_per_byte_interval(np.zeros(4), after, sizes, categories, seed=0)
+    assert found == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_a_model_learns_and_a_finished_run_is_read_back(tmp_path):
