@@ -3,6 +3,7 @@
 python -m benchmarks.tokenizer train --megabytes 64 256        seconds and peak memory, ratios
 python -m benchmarks.tokenizer encode --megabytes 64           against the stock encoder, MB/s
 python -m benchmarks.tokenizer round-trip --strings 1000000    decode(encode(x)) = NFC(x)
+python -m benchmarks.tokenizer gains --vocab-sizes 8192 32768  over the baseline, by size
 
 Text is the corpus of a profile. More of it than there is, for training, is made by remixing: real
 lines in which every tenth word is another one of its category or a new one, so that phrases and
@@ -36,10 +37,18 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
 from benchmarks.__main__ import RESULTS, device_name, spread
-from kexa.config import load
+from kexa.config import TokenizerConfig, load
 from kexa.data import load_corpus
 from kexa.record import commit, write_atomic
-from kexa.tokenizer import CorpusEncoder, bpe, encode_corpus, train_tokenizer
+from kexa.tokenizer import (
+    CorpusEncoder,
+    bpe,
+    encode_corpus,
+    gain_interval,
+    token_counts,
+    train_baseline,
+    train_tokenizer,
+)
 from kexa.tokenizer.splitter import nfc
 
 ROUNDS = 5
@@ -176,6 +185,28 @@ def unbroken(tokenizer: Tokenizer, texts: Mapping[str, str]) -> list[dict]:
     return rows
 
 
+def gains(
+    config: TokenizerConfig,
+    vocab_sizes: list[int],
+    seen: Mapping[str, list[str]],
+    held: Mapping[str, list[str]],
+) -> list[dict]:
+    """Gain in bytes per held-out token over the baseline of each size, % with 95% intervals."""
+    groups = {**held, "multilingual": [t for c in ("es", "de", "ja", "vi") for t in held[c]]}
+    rows = []
+    for size in vocab_sizes:
+        sized = replace(config, vocab_size=size)
+        baseline = train_baseline(seen, sized)
+        tokenizer = train_tokenizer(seen, sized, baseline)
+        row = {"vocab_size": size, "baseline_size": baseline.get_vocab_size()}
+        for name, texts in groups.items():
+            before, after = (token_counts(each, texts) for each in (baseline, tokenizer))
+            row[name] = [round(100 * x, 1) for x in gain_interval(before, after, seed=0)]
+        rows.append(row)
+        print(row)
+    return rows
+
+
 def strings(count: int, seed: int, documents: list[str]) -> Iterator[str]:
     """A third each: any scalar values; letters under several marks; cuts of documents."""
     rng = random.Random(seed)
@@ -226,10 +257,13 @@ YOUNG = _young()
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenizer")
-    parser.add_argument("what", choices=("train", "encode", "round-trip"))
+    parser.add_argument("what", choices=("train", "encode", "round-trip", "gains"))
     parser.add_argument("--profile", default="laptop", help="whose corpus and vocabulary")
     parser.add_argument("--megabytes", type=int, nargs="+", default=[64, 256], help="of text")
     parser.add_argument("--vocab-size", type=int, default=0, help="0: the profile's")
+    parser.add_argument(
+        "--vocab-sizes", type=int, nargs="+", default=[8192, 32_768, 65_536, 153_600]
+    )
     parser.add_argument("--strings", type=int, default=1_000_000)
     arguments = parser.parse_args()
     config = load(arguments.profile)
@@ -240,8 +274,11 @@ def main() -> int:
         corpus = load_corpus(config.data)
         seen = {c: [d.text for d in ds] for c, ds in corpus.train.items()}
         held = {c: [d.text for d in ds] for c, ds in corpus.heldout.items()}
-        tokenizer = train_tokenizer(seen, replace(config.tokenizer, vocab_size=vocab_size))
-        if arguments.what == "encode":
+        sized = replace(config.tokenizer, vocab_size=vocab_size)
+        if arguments.what == "gains":
+            rows = gains(config.tokenizer, arguments.vocab_sizes, seen, held)
+        elif arguments.what == "encode":
+            tokenizer = train_tokenizer(seen, sized)
             size = arguments.megabytes[0] * 1_000_000 // len(seen)
             mixed = [t for c, texts in seen.items() for t in remixed(texts, size, c)]
             random.Random(0).shuffle(mixed)
@@ -250,10 +287,13 @@ def main() -> int:
             rows += unbroken(tokenizer, {n: _long(seen["en"], s) for n, s in words.items()})
             rows += encoding(tokenizer, seen)
         else:
+            tokenizer = train_tokenizer(seen, sized)
             documents = [text for texts in held.values() for text in texts]
             rows = [_round_trip(tokenizer, arguments.strings, documents)]
     found = {"device": device_name("cpu"), "commit": commit(), "rows": rows}
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    if arguments.what == "gains":  # tokens are counted: no device changes them
+        found, folder = {"profile": config.profile, "commit": commit(), "rows": rows}, RESULTS
     name = f"tokenizer-{arguments.what}.json"
     write_atomic(folder / name, json.dumps(found, indent=1) + "\n")
     return 1 if any(row.get("changed") for row in rows) else 0

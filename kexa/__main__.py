@@ -107,7 +107,8 @@ def _data(options: argparse.Namespace) -> int:
         lines = inventory.list_lines()
     elif options.verb == "fetch":
         profile = config.load(options.profile)
-        names = [*profile.data.sources, *profile.data.evaluation, *synthetic_sources(profile)]
+        names = [*profile.data.sources, *profile.data.evaluation, *profile.comparison.public]
+        names += synthetic_sources(profile)
         lines = inventory.fetch_lines([sources.load_card(name) for name in dict.fromkeys(names)])
     elif options.verb == "synthesize":
         if bool(options.endpoint) != bool(options.model) or options.count < 1:

@@ -152,6 +152,25 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class ComparisonConfig:
+    """What tokenizers are compared by beside bytes per token, and with which public ones."""
+
+    public: tuple[str, ...]  # cards of tokenizers that packages ship
+    seeds: int  # models per tokenizer
+    steps: int
+    batch_size: int  # rows per step
+    row_bytes: int  # UTF-8 bytes of a training row on average, and of a held-out passage at most
+    heldout_bytes: int  # per category, whole documents
+    learning_rate: float
+    warmup_share: float
+    decay_share: float
+    weight_decay: float
+    balance_weight: float
+    balance_step: float  # per optimizer step
+    model: ModelConfig  # the tokenizer gives its vocabulary
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Three-stage pretraining with Muon, WSD and FP8."""
 
@@ -371,6 +390,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     tokenizer: TokenizerConfig
+    comparison: ComparisonConfig
     architecture: ArchitectureConfig
     pretrain: PretrainConfig
     mtp: MTPConfig

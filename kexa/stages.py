@@ -154,6 +154,8 @@ def fingerprint(
         sources = [*sources, config.sft.dialogue_source]
     if "pretrain" in stage.sections:
         sources = [*sources, *synthetic_sources(config)]
+    if "comparison" in stage.sections:
+        sources = [*sources, *config.comparison.public]
     for name in sources:
         card = ROOT / "data_cards" / f"{name}.md"
         parts[f"card {name}"] = _hash(card.read_text(encoding="utf-8") if card.is_file() else "")

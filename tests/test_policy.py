@@ -17,7 +17,10 @@ from kexa.config import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = ("kexa", "benchmarks", "tests", "notebooks")
 PYTHON = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
-NAMES = {"yaml": "pyyaml"}  # distributions that are called otherwise than what is imported
+NAMES = {
+    "tiktoken_ext": "tiktoken",
+    "yaml": "pyyaml",
+}  # distributions that are called otherwise than what is imported
 UNIMPORTED = {  # direct dependencies that no module imports by name
     "ipykernel": "the kernel of the notebooks",
     "ipywidgets": "progress bars of libraries warn in a notebook without it",

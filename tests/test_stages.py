@@ -93,19 +93,23 @@ def test_only_declared_config_sections_count(folder, config):
 
 
 def test_cards_count_where_their_sources_are_read(folder, config, monkeypatch):
-    """Dialogues are read by what fine-tunes, the other sources by what reads the data section."""
+    """Dialogues are read by what fine-tunes, public tokenizers by what compares, the other sources
+    by what reads the data section."""
     (folder / "stages.toml").write_text(
-        TABLE.replace('["tokenizer"]', '["data"]').replace('["model"]', '["sft"]')
+        TABLE.replace('["tokenizer"]', '["data"]').replace('["model"]', '["sft", "comparison"]')
     )
     stages.table.cache_clear()
     cards = folder / "data_cards"
     cards.mkdir()
-    for name in (config.data.sources[0], config.sft.dialogue_source):
+    public = config.comparison.public[0]
+    for name in (config.data.sources[0], config.sft.dialogue_source, public):
         (cards / f"{name}.md").write_text("size: 1")
     monkeypatch.setattr(stages, "module_hash", lambda module: module)
     monkeypatch.setattr(stages, "ROOT", folder)
     dialogues = edit(cards / f"{config.sft.dialogue_source}.md", "1", "2")
     assert changed(config, dialogues) == {"01_first": False, "02_second": True}
+    vocabulary = edit(cards / f"{public}.md", "1", "2")
+    assert changed(config, vocabulary) == {"01_first": False, "02_second": True}
     source = edit(cards / f"{config.data.sources[0]}.md", "1", "2")
     assert changed(config, source) == {"01_first": True, "02_second": True}
 

@@ -8,8 +8,9 @@ The registry is the folder ``data_cards/``. A card is a Hugging Face dataset car
       package: sympy         # distribution, Debian packages, datasets; empty for stdlib
       version: 1.14.0        # exact for wheels, a glob for debs, a revision for the hub
       sha256: e091cc...      # of the wheel file; wheels only
-      reader: docstrings     # function of kexa.data.readers, or of kexa.data.decontamination for
-                             # evaluation items; a column for the hub; empty: no text
+      reader: docstrings     # function of kexa.data.readers, of kexa.data.decontamination for
+                             # evaluation items, of kexa.tokenizer.public for a vocabulary; a
+                             # column for the hub; empty: no text
       origin: human          # human | machine | mixed: who wrote the text
       categories: {stem: 4500000}   # measured UTF-8 bytes per category, after filters
 

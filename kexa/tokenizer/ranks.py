@@ -40,20 +40,24 @@ def save_ranks(tokenizer: Tokenizer, directory: str | Path) -> None:
 
 
 def load_ranks(path: str | Path) -> dict[bytes, int]:
-    """Rank by token bytes.
+    """Rank by token bytes, from a file; see :func:`parse_ranks`."""
+    return parse_ranks(Path(path).name, Path(path).read_bytes())
+
+
+def parse_ranks(name: str, content: bytes) -> dict[bytes, int]:
+    """Rank by token bytes, from the content of a ranks file called ``name``.
 
     Raises:
         ValueError: a line is not base64, a space and a number; the message has its number.
     """
     ranks = {}
-    for number, line in enumerate(Path(path).read_text(encoding="ascii").splitlines(), start=1):
+    for number, line in enumerate(content.decode("ascii").splitlines(), start=1):
         try:
             token, rank = line.split(" ")
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError as error:
             raise ValueError(
-                f"line {number} of {Path(path).name} is {line!r}, not 'base64 rank'; write the "
-                "file again"
+                f"line {number} of {name} is {line!r}, not 'base64 rank'; write the file again"
             ) from error
     return ranks
 

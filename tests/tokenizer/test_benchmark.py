@@ -2,8 +2,17 @@
 
 import json
 
-from benchmarks.tokenizer import Lines, encoding, remixed, stream, strings, unbroken, unlike
-from kexa.tokenizer import bpe
+from benchmarks.tokenizer import (
+    Lines,
+    encoding,
+    gains,
+    remixed,
+    stream,
+    strings,
+    unbroken,
+    unlike,
+)
+from kexa.tokenizer import bpe, bytes_per_token
 
 
 def test_remixed_text_has_the_size_asked_and_goes_on_to_be_new(corpora):
@@ -40,6 +49,17 @@ def test_a_long_document_is_compared_with_its_parts(tokenizer):
     (row,) = unbroken(tokenizer, {"letters": "a" * 25_000})
     assert row["megabytes"] == 0.025
     assert set(row["MB/s"]) == {"whole", "10 KB"}
+
+
+def test_gains_are_over_the_baseline_of_the_same_size(tokenizer, baseline, corpora, config):
+    held = {category: texts[:10] for category, texts in corpora.items()}
+    [row] = gains(config, [config.vocab_size], corpora, held)
+    assert (row["vocab_size"], row["baseline_size"]) == (1000, 667)
+    for category, texts in held.items():
+        ratio = bytes_per_token(tokenizer, texts) / bytes_per_token(baseline, texts)
+        gain, low, high = row[category]
+        assert low <= gain <= high
+        assert abs(gain - 100 * (ratio - 1)) < 0.06
 
 
 def test_drawn_strings_repeat_and_have_a_utf8_form():

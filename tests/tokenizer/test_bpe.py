@@ -128,3 +128,13 @@ def test_usage_weighs_each_pre_token_by_its_count():
 def test_too_little_text_is_a_clear_error():
     with pytest.raises(ValueError, match=r"supplies \d+ of 999 .* lower tokenizer.vocab_size"):
         bpe.train(["a b c"], 999, r"\S+|\s", "NFC")
+
+
+def test_a_vocabulary_beyond_the_published_size_can_be_resumed():
+    vocab = [*FIXED, *(f"<{i}>" for i in range(200_000))]
+    left, right = len(vocab) - 1, len(vocab) - 2
+    text = bpe.Encoded(np.array([left, right]), np.array([True, False]), np.array([3, 3]))
+    merges = []
+    assert bpe.resume(vocab, merges, text, 1) == 1
+    assert merges == [("<199999>", "<199998>")]
+    assert vocab[-1] == "<199999><199998>"

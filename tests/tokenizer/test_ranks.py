@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,13 @@ def test_ids_are_equal_on_any_text(ranks, tokenizer, text):
     with bpe.literal(tokenizer):
         ids = tokenizer.encode(text).ids
     assert encode_with_ranks(ranks, split(PHRASES, text)) == ids
+
+
+def test_tiktoken_gives_the_ids(ranks, tokenizer, corpora):
+    encoding = tiktoken.Encoding("kexa", pat_str=PHRASES, mergeable_ranks=ranks, special_tokens={})
+    texts = [text for documents in corpora.values() for text in documents]
+    for text, row in zip(texts, CorpusEncoder(tokenizer).encode_batch(texts), strict=True):
+        assert encoding.encode_ordinary(text) == row.tolist()
 
 
 def test_a_bad_line_is_named(tmp_path, tokenizer):
