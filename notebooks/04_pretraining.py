@@ -157,7 +157,7 @@ run.value("documents removed by cleaning", lost / looked_at, unit="share", note=
 # temperature: $w_l \propto n_l^{1/\tau}$.
 
 # %%
-streams = training_streams(vocabulary, corpus, config, seed)
+streams = training_streams(vocabulary, corpus, config, seed, run.dir / "tokens")
 curriculum = Curriculum(streams, config, seed)
 batch_tokens = config.batch_size * config.sequence_length
 for stage in config.mixtures:

@@ -148,7 +148,7 @@ print(f"short-context loss before: {pooled(short_before, short):.3f} nats/token"
 # cut. The loss is the mean over the three components, weighted by their rows.
 
 # %%
-streams = training_streams(vocabulary, corpus, pretrain, seed)
+streams = training_streams(vocabulary, corpus, pretrain, seed, run.dir / "tokens")
 rehearsal = stage_weights(pretrain, list(pretrain.mixtures)[-1], streams)
 batches = {
     name: StageBatches(vocabulary, streams, rehearsal, tuple(corpus.train), config, stage, seed + i)

@@ -25,6 +25,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -35,6 +36,7 @@ from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
 from kexa.model import KexaForCausalLM
+from kexa.tokenizer import encode_corpus
 
 
 def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
@@ -123,11 +125,19 @@ def synthetic(
 
 
 def training_streams(
-    tokenizer: Tokenizer, corpus: Corpus, config: PretrainConfig, seed: int
+    tokenizer: Tokenizer, corpus: Corpus, config: PretrainConfig, seed: int, directory: Path
 ) -> dict[str, TokenizedDocuments]:
-    """Every training category as tokens, the corpus's and the synthetic ones."""
+    """Every training category, the corpus's and the synthetic ones, as token files.
+
+    Args:
+        tokenizer: one of :mod:`kexa.tokenizer`.
+        directory: gets a folder per category; the streams are mapped from there, not held.
+    """
     documents = corpus.train | synthetic(corpus.train, config.synthetic_documents, seed)
-    return {category: encode(tokenizer, texts) for category, texts in documents.items()}
+    return {
+        category: encode_corpus(tokenizer, (d.text for d in texts), directory / category)
+        for category, texts in documents.items()
+    }
 
 
 @dataclass(frozen=True)
