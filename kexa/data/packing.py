@@ -53,13 +53,18 @@ class TokenizedDocuments:
 def encode(tokenizer, documents: Iterable[Document]) -> TokenizedDocuments:
     """Tokenise documents with a ``tokenizers.Tokenizer``; each starts with ``[BOS]``.
 
+    Strings of its special tokens are ordinary text: a document that spells ``<|user|>`` must not
+    produce the control token.
+
     Raises:
         ValueError: the tokenizer has no ``[BOS]`` token, or there are no documents.
     """
     bos = tokenizer.token_to_id("[BOS]")
     if bos is None:
         raise ValueError("the tokenizer has no [BOS] token; use one made by kexa.tokenizer")
+    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
     encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+    tokenizer.encode_special_tokens = before
     if not encodings:
         raise ValueError("no documents to encode")
     lengths = np.array([len(e.ids) + 1 for e in encodings], dtype=np.int64)

@@ -33,7 +33,7 @@ from tokenizers.models import BPE
 
 from kexa.tokenizer.learn import Row, learn
 from kexa.tokenizer.splitter import count_pre_tokens
-from kexa.tokenizer.vocabulary import NUM_BYTES, SPECIAL_TOKENS
+from kexa.tokenizer.vocabulary import NUM_BYTES, PLACEHOLDERS, SPECIAL_TOKENS
 
 MIN_COUNT = 2  # chosen: a pair seen once is not evidence of a token
 Merge = tuple[str, str]
@@ -94,8 +94,8 @@ def build(vocab: list[str], merges: list[Merge], pattern: str, normalizer: str) 
     tokenizer.normalizer = _NORMALIZERS[normalizer]()
     tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=True) for t in SPECIAL_TOKENS]
+    tokenizer.add_tokens(
+        [AddedToken(t, special=t not in PLACEHOLDERS, normalized=True) for t in SPECIAL_TOKENS]
     )
     return tokenizer
 
@@ -147,7 +147,7 @@ def byte_of_character() -> dict[str, int]:
 
 @contextlib.contextmanager
 def literal(tokenizer: Tokenizer) -> Iterator[None]:
-    """Within the block the strings of special tokens are ordinary text."""
+    """Within the block the strings of special tokens are ordinary text, ``PLACEHOLDERS`` apart."""
     before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
     yield
     tokenizer.encode_special_tokens = before

@@ -15,7 +15,7 @@ again only where a merge may cross the space between them:
 A vocabulary that has a merge within a word after one across a space keeps its phrases whole.
 
 Strings of special tokens are read as ordinary text: a corpus is foreign text, and a document that
-spells ``<|user|>`` must not produce the control token.
+spells ``<|user|>`` must not produce the control token. ``PLACEHOLDERS`` alone are read as tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, normalizers
 from kexa.tokenizer import bpe, joins
 from kexa.tokenizer.pre_tokens import PreTokenEncoder
 from kexa.tokenizer.splitter import Splitter, nfc, require_text
-from kexa.tokenizer.vocabulary import BASELINE_WORDS, PHRASES, WORDS
+from kexa.tokenizer.vocabulary import BASELINE_WORDS, PHRASES, PLACEHOLDERS, WORDS
 
 _REMEMBERED = 1 << 20  # words and runs in the table before it is started afresh
 
@@ -56,7 +56,8 @@ class CorpusEncoder:
         stable = isinstance(tokenizer.normalizer, normalizers.NFC)
         self._normalise = nfc if stable else tokenizer.normalizer.normalize_str
         self._joins_words = patterns[0] == PHRASES
-        self._split = Splitter(WORDS if self._joins_words else patterns[0])
+        self._split = Splitter(WORDS if self._joins_words else patterns[0], PLACEHOLDERS)
+        self._placeholders = [tokenizer.token_to_id(token) for token in PLACEHOLDERS]
         vocab, merges = bpe.parts(tokenizer)
         self._encoder = PreTokenEncoder(vocab, merges)
         self._may_cross = joins.may_cross(vocab, merges)
@@ -134,3 +135,10 @@ class CorpusEncoder:
         self._core, self._opens = array("b"), array("b")  # a word; a word after one space
         self._first, self._last = array("i"), array("i")  # tokens
         self._begins, self._sizes, self._ids = array("q"), array("i"), array("i")
+        for token, i in zip(PLACEHOLDERS, self._placeholders, strict=True):
+            self._begins.append(self._numbers[token])  # one token each, so the number is the place
+            self._sizes.append(1)
+            for side in (self._core, self._opens):
+                side.append(False)
+            for ids in (self._first, self._last, self._ids):
+                ids.append(i)

@@ -29,14 +29,24 @@ class Splitter:
     """The pieces that a pattern cuts a text into, in order; together they are the text.
 
     ``pattern`` has no capturing group and its alternatives leave out no character, as in
-    :mod:`kexa.tokenizer.vocabulary`.
+    :mod:`kexa.tokenizer.vocabulary`. The strings in ``whole`` are one piece wherever they stand,
+    and what stands around them is cut as if the text ended there.
     """
 
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str, whole: Collection[str] = ()):
         self._library = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
         self._fast = re.compile(_written_out(pattern))
+        self._whole = re.compile(f"({'|'.join(map(re.escape, whole)) or '(?!)'})")
 
     def __call__(self, text: str) -> list[str]:
+        if not self._whole.search(text):
+            return self._cut(text)
+        pieces = []
+        for i, part in enumerate(self._whole.split(text)):
+            pieces += [part] if i % 2 else self._cut(part)
+        return pieces
+
+    def _cut(self, text: str) -> list[str]:
         if _BEYOND.search(text):
             return [piece for piece, _ in self._library.pre_tokenize_str(text)]
         return self._fast.findall(text)
@@ -78,13 +88,9 @@ def count_pre_tokens(
     Args:
         whole: strings that are one pre-token wherever they stand, as special tokens are.
     """
-    split, counts = Splitter(pattern), Counter()
-    apart = re.compile(f"({'|'.join(map(re.escape, whole)) or '(?!)'})")
+    split, counts = Splitter(pattern, whole), Counter()
     for text in texts:
-        parts = apart.split(text)
-        counts.update(parts[1::2])
-        for part in parts[::2]:
-            counts.update(split(part))
+        counts.update(split(text))
     return counts
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from kexa.tokenizer.splitter import Splitter, nfc, require_text
-from kexa.tokenizer.vocabulary import WORDS
+from kexa.tokenizer.vocabulary import PLACEHOLDERS, WORDS
 
 END = 0  # the number of "", which stands at the end of each document
+_PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
 _CHUNK = 1 << 20  # numbers
 
 
@@ -66,8 +68,9 @@ def _batches(documents: Iterable[str], name: str, split: Callable) -> Iterator[l
     words: list[str] = []
     for i, document in enumerate(documents):
         require_text(document, f"document {i} of {name!r}")
-        words += split(nfc(document))
-        words.append("")
+        for part in _PLACEHOLDER.split(document):  # nothing is learned across one
+            words += split(nfc(part))
+            words.append("")
         if len(words) >= _CHUNK:
             yield words
             words = []

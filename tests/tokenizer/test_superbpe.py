@@ -120,7 +120,7 @@ def test_decoding_an_encoding_gives_nfc(tokenizer, text, literal):
     tokenizer.encode_special_tokens = False
     assert tokenizer.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
     if literal:
-        assert all(i >= len(SPECIAL_TOKENS) for i in ids)
+        assert all(i >= len(SPECIAL_TOKENS) or SPECIAL_TOKENS[i] in PLACEHOLDERS for i in ids)
 
 
 def test_every_scalar_value_survives(tokenizer):
@@ -274,7 +274,7 @@ def test_gain_interval_of_a_constant_ratio_has_no_width():
         ({"fr": ["bonjour"]}, "unknown category 'fr'; use en, ko"),
         ({"en": [b"bytes"]}, "document 0 of 'en' is bytes, not str"),
         ({"en": ["fine", "a\ud800b"]}, "document 1 of 'en' holds the lone surrogate U\\+D800"),
-        ({"ja": ["日本"]}, "the baseline reads en, ko, es, code"),
+        ({"ja": ["日本"]}, "the baseline reads en, ko, es;"),
         ({"en": ["too short"]}, "lower tokenizer.vocab_size"),
     ],
 )
