@@ -36,6 +36,16 @@ def test_encode_opens_each_document_with_bos():
         encode(tokenizer, [])
 
 
+def test_text_that_spells_a_control_token_does_not_produce_it():
+    vocabulary = {"[PAD]": 0, "[BOS]": 1, "<": 2, "user": 3, ">": 4, "<user>": 5}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<user>"])
+    encoded = encode(tokenizer, [Document("<user>", "s", "en", "en", "1")])
+    assert encoded.tokens.tolist() == [1, 2, 3, 4]
+    assert tokenizer.encode("<user>").ids == [5]
+
+
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     length=st.integers(1, 12),

@@ -19,6 +19,8 @@ PIECES = [
     "\u0301",
     "\u0338",
     "<|user|>",
+    "PI:EMAIL",
+    "of PI:PHONE_NUM the",
     "don't",
     "'S",
     "a's it",
@@ -140,3 +142,9 @@ def test_a_foreign_tokenizer_is_refused():
     foreign.pre_tokenizer = pre_tokenizers.ByteLevel()
     with pytest.raises(ValueError, match="cuts text by 'ByteLevel', which is none of"):
         CorpusEncoder(foreign)
+
+
+def test_placeholders_alone_are_read_from_a_corpus(encoder, tokenizer):
+    (row,) = encoder.encode_batch(["<|user|> writes to PI:EMAIL."])
+    assert [i for i in row.tolist() if i < len(SPECIAL_TOKENS)] == [75]
+    assert tokenizer.decode(row, skip_special_tokens=True) == "<|user|> writes to PI:EMAIL."

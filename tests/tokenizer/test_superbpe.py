@@ -41,6 +41,7 @@ from kexa.tokenizer import (
 from kexa.tokenizer.ranks import encode_with_ranks, load_ranks
 from kexa.tokenizer.splitter import nfc
 from kexa.tokenizer.superbpe import words_in
+from kexa.tokenizer.vocabulary import PLACEHOLDERS
 from tests.tokenizer.conftest import WORDS as VOCABULARY
 from tests.tokenizer.conftest import documents
 
