@@ -286,6 +286,7 @@ class SFTConfig:
     warmup_share: float
     decay_share: float
     weight_decay: float
+    mtp_weight: float
     max_new_tokens: int  # when answers are sampled to be checked
     heldout_prompts: int  # per task family, for accuracy before and after
 
@@ -357,6 +358,7 @@ class SafetyConfig:
     warmup_share: float
     decay_share: float
     weight_decay: float
+    mtp_weight: float
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,7 @@ class AgentsConfig:
     sequence_length: int
     learning_rate: float
     weight_decay: float
+    mtp_weight: float
     questions: int  # asked of the search agent
     towns: int  # pages that the answer to one question needs
     search_steps: int

@@ -154,6 +154,7 @@ before, loss_before = accuracy("before"), sft.validation_loss(model, validation)
 # moving, the weights of MTP and of the balance loss stay as in pretraining.
 
 # %%
+loss_fn = functools.partial(sft.chat_loss, mtp_weight=config.mtp_weight)
 schedule = functools.partial(
     wsd,
     steps=config.steps,
@@ -162,7 +163,7 @@ schedule = functools.partial(
 )
 curve = []
 for step in fit(
-    model, build_optimizers(model, config), batches.batch, sft.chat_loss, config.steps, schedule,
+    model, build_optimizers(model, config), batches.batch, loss_fn, config.steps, schedule,
     description="fine-tuning",
 ):  # fmt: skip
     run.log("train", step.step, **step.losses)

@@ -26,6 +26,7 @@ seed: int = 0
 out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
+import functools
 from collections import Counter
 
 from kexa import notebook, plot, tokenizer
@@ -119,7 +120,8 @@ def schedule(step):
 
 optimizers = build_optimizers(model, config)
 model.train()
-for step in fit(model, optimizers, batch_at, sft.chat_loss, config.steps, schedule):
+loss_fn = functools.partial(sft.chat_loss, mtp_weight=config.mtp_weight)
+for step in fit(model, optimizers, batch_at, loss_fn, config.steps, schedule):
     run.log("demonstrations", step.step, next_token=step.losses["next_token"])
 print(f"loss on the last batch {step.losses['next_token']:.3f} nats")
 results["model, taught"] = judged(agent)

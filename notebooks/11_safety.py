@@ -181,6 +181,7 @@ rows = sft.PackedChats(
 )
 
 # %%
+loss_fn = functools.partial(sft.chat_loss, mtp_weight=config.mtp_weight)
 schedule = functools.partial(
     wsd,
     steps=config.steps,
@@ -188,7 +189,7 @@ schedule = functools.partial(
     decay_share=config.decay_share,
 )
 for step in fit(
-    tuned, build_optimizers(tuned, config), rows.batch, sft.chat_loss, config.steps, schedule,
+    tuned, build_optimizers(tuned, config), rows.batch, loss_fn, config.steps, schedule,
     description="safety dialogues",
 ):  # fmt: skip
     run.log("safety dialogues", step.step, **step.losses)

@@ -181,9 +181,14 @@ class PackedChats:
         }
 
 
-def chat_loss(model: KexaForCausalLM, batch: Mapping[str, Tensor]) -> Loss:
-    """The model's training loss with assistant tokens as the only targets."""
-    return model.loss(batch["input_ids"], batch["document_ids"], batch["loss_mask"])
+def chat_loss(model: KexaForCausalLM, batch: Mapping[str, Tensor], mtp_weight: float = 0.0) -> Loss:
+    """The model's training loss with assistant tokens as the only targets.
+
+    Without a weight the MTP block is left as it is, and not computed.
+    """
+    return model.loss(
+        batch["input_ids"], batch["document_ids"], batch["loss_mask"], mtp_weight=mtp_weight
+    )
 
 
 @torch.no_grad()

@@ -46,7 +46,6 @@ def variants(base: ModelConfig) -> list[Variant]:
     return [
         Variant("base"),
         Variant(f"window {base.sliding_window // 4}", {"sliding_window": base.sliding_window // 4}),
-        Variant(f"window {base.sliding_window * 4}", {"sliding_window": base.sliding_window * 4}),
         Variant("RoPE everywhere", {"rope_layers": "all"}),
         Variant("no QK-norm", {"use_qk_norm": False}),
         Variant("no MTP", {"num_nextn_predict_layers": 0}),
