@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, nargs="+", default=[64, 256], help="of text")
     parser.add_argument("--vocab-size", type=int, default=0, help="0: the profile's")
     parser.add_argument(
-        "--vocab-sizes", type=int, nargs="+", default=[8192, 32_768, 65_536, 153_600]
+        "--vocab-sizes", type=int, nargs="+", default=[8192, 32_768, 65_536, 131_072]
     )
     parser.add_argument("--strings", type=int, default=1_000_000)
     arguments = parser.parse_args()
