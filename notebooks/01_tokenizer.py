@@ -467,10 +467,11 @@ run.figure(
 
 # %% [markdown]
 # Near the published size English gains as much as reported and the interval of Korean holds the
-# report's value, on four megabytes a language: the gain is in the sizes and shares of the recipe. Beyond the largest size shown this
-# text has too few pairs that recur for a baseline of two thirds. STEM, code and the new languages
-# gain more than reported, because this baseline has read none of them. All this is one corpus of
-# manuals, help pages and reference text, in which phrases recur more than on the web.
+# report's value, on four megabytes a language: the gain is in the sizes and shares of the recipe.
+# Beyond the largest size shown this text has too few pairs that recur for a baseline of two thirds.
+# STEM and the new languages gain more than reported, because this baseline has read none of them.
+# All this is one corpus of manuals, help pages and reference text, in which phrases recur more than
+# on the web.
 
 # %%
 run.finish()
