@@ -39,10 +39,10 @@ from tqdm.auto import tqdm
 from benchmarks.__main__ import RESULTS, device_name, spread
 from kexa.config import TokenizerConfig, load
 from kexa.data import load_corpus
+from kexa.data.packing import literal
 from kexa.record import commit, write_atomic
 from kexa.tokenizer import (
     CorpusEncoder,
-    bpe,
     encode_corpus,
     gain_interval,
     token_counts,
@@ -133,7 +133,7 @@ def encoding(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> list[dict]
     rows = []
     for name, documents in texts.items():
         seconds: dict[str, list[float]] = {}
-        with bpe.literal(tokenizer):
+        with literal(tokenizer):
             for _ in tqdm(range(ROUNDS), desc=name, leave=False):
                 fast = CorpusEncoder(tokenizer)
                 for kind in ("cold", "warm"):
@@ -154,7 +154,7 @@ def stream(tokenizer: Tokenizer, documents: Iterable[str], processes: int) -> li
         ValueError: the files differ.
     """
     documents, seconds = list(documents), {}
-    with tempfile.TemporaryDirectory() as folder, bpe.literal(tokenizer):
+    with tempfile.TemporaryDirectory() as folder, literal(tokenizer):
         ours, theirs = Path(folder) / "kexa", Path(folder) / "stock"
         for _ in tqdm(range(ROUNDS), desc="stream", leave=False):
             _timed(seconds, "kexa", encode_corpus, tokenizer, documents, ours, processes)
@@ -231,7 +231,7 @@ def unlike(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     is equal to it only after normalising both.
     """
     texts, found = list(texts), []
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     decoded = tokenizer.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
     for text, back in zip(texts, decoded, strict=True):

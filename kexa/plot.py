@@ -234,7 +234,7 @@ def _errors(heights: list[float], intervals: Intervals | None) -> np.ndarray | N
 
 
 def _names(ax: Axes, names: list[str]) -> None:
-    crowded = max(map(len, names)) * len(names) > 64
+    crowded = max(map(len, names)) * len(list(filter(None, names))) > 64
     ax.set_xticks(
         range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center"
     )

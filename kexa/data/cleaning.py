@@ -7,8 +7,8 @@
     decontaminate       a text that repeats an evaluation item goes
 
 A document meets the steps one after the other and is counted by the first that removes it, so that
-documents read = kept + removed, whatever the order. ``is_text`` has to come first: the others may
-then rely on text that UTF-8 can write.
+documents looked at = kept + removed, whatever the order. ``is_text`` has to come first: the others
+may then rely on text that UTF-8 can write.
 
 reported: "multi-faceted data filtering", no rules. chosen: the steps and their order.
 """

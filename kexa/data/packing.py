@@ -20,7 +20,8 @@ chosen: all of it; the report gives no packing details.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,16 @@ class TokenizedDocuments:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
+@contextlib.contextmanager
+def literal(tokenizer) -> Iterator[None]:
+    """Within the block the strings of a ``tokenizers.Tokenizer``'s special tokens are text."""
+    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    try:
+        yield
+    finally:
+        tokenizer.encode_special_tokens = before
+
+
 def encode(tokenizer, documents: Iterable[Document]) -> TokenizedDocuments:
     """Tokenise documents with a ``tokenizers.Tokenizer``; each starts with ``[BOS]``.
 
@@ -62,9 +73,9 @@ def encode(tokenizer, documents: Iterable[Document]) -> TokenizedDocuments:
     bos = tokenizer.token_to_id("[BOS]")
     if bos is None:
         raise ValueError("the tokenizer has no [BOS] token; use one made by kexa.tokenizer")
-    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
-    encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-    tokenizer.encode_special_tokens = before
+    texts = [d.text for d in documents]
+    with literal(tokenizer):
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     if not encodings:
         raise ValueError("no documents to encode")
     lengths = np.array([len(e.ids) + 1 for e in encodings], dtype=np.int64)

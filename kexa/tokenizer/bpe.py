@@ -21,9 +21,8 @@ Memory follows the number of distinct frequent phrases, not the length of the te
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,14 +142,6 @@ def byte_of_character() -> dict[str, int]:
     others = [byte for byte in range(NUM_BYTES) if byte not in printable]
     shifted = {chr(NUM_BYTES + i): byte for i, byte in enumerate(others)}
     return {chr(byte): byte for byte in printable} | shifted
-
-
-@contextlib.contextmanager
-def literal(tokenizer: Tokenizer) -> Iterator[None]:
-    """Within the block the strings of special tokens are ordinary text, ``PLACEHOLDERS`` apart."""
-    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
-    yield
-    tokenizer.encode_special_tokens = before
 
 
 def is_text(token: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+from kexa.data.packing import literal
 from kexa.statistics import Interval
-from kexa.tokenizer import bpe
 from kexa.tokenizer.superbpe import words_in
 from kexa.tokenizer.vocabulary import Budget
 
@@ -22,14 +22,14 @@ def utf8_bytes(texts: Sequence[str]) -> np.ndarray:
 
 def token_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """Tokens of each text, strings of special tokens read as ordinary text; int64 [documents]."""
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return np.array([len(encoding) for encoding in encodings], dtype=np.int64)
 
 
 def id_counts(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """How often the texts use each id, read as ordinary text; int64 [vocabulary]."""
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     counts = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for encoding in encodings:

@@ -13,7 +13,6 @@ chosen: all of it. The report gives its architecture without the ablations behin
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +25,9 @@ from kexa.data import Mixture, TokenizedDocuments
 from kexa.model import KexaForCausalLM
 from kexa.train.checkpoint import identity
 from kexa.train.fp8 import set_numerics
-from kexa.train.loop import Step, fit
-from kexa.train.optim import build_optimizers
+from kexa.train.loop import Step
 from kexa.train.pretrain import HeldOut, pooled, stage_weights, validate
-from kexa.train.schedule import wsd
+from kexa.train.short_run import short_run
 
 
 @dataclass(frozen=True)
@@ -94,34 +92,16 @@ def run_variant(
         input_ids, document_ids = mixture.batch(step)
         return {"input_ids": input_ids, "document_ids": document_ids}
 
-    def loss_fn(model: KexaForCausalLM, batch: dict[str, torch.Tensor]):
-        return model.loss(
-            batch["input_ids"],
-            batch["document_ids"],
-            mtp_weight=training.mtp_weight,
-            balance_weight=training.balance_weight,
-        )
-
-    schedule = functools.partial(
-        wsd,
-        steps=config.steps,
-        warmup_share=training.warmup_share,
-        decay_share=training.decay_share,
-    )
-    steps = fit(
+    records = short_run(
         model,
-        build_optimizers(model, training),
         batch_at,
-        loss_fn,
         config.steps,
-        schedule,
-        balance_step=training.balance_step,
-        checkpoint_dir=checkpoint_dir,
-        checkpoint_every=config.steps,
-        identity=identity(model=model.config, training=training, ablation=config, seed=seed),
-        description=f"{variant.name}, seed {seed}",
+        training,
+        training.mtp_weight,
+        checkpoint_dir,
+        identity(model=model.config, training=training, ablation=config, seed=seed),
+        f"{variant.name}, seed {seed}",
     )
-    records = list(steps)
     return Outcome(pooled(validate(model, sets), sets), busiest(records[-len(records) // 10 :]))
 
 

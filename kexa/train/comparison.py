@@ -25,7 +25,6 @@ Legend: B rows, T tokens, N targets.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,10 +42,9 @@ from kexa.data import Document, Mixture, encode
 from kexa.model import KexaForCausalLM
 from kexa.statistics import Interval
 from kexa.train.checkpoint import identity
-from kexa.train.loop import fit
-from kexa.train.optim import build_optimizers, role
+from kexa.train.optim import role
 from kexa.train.pretrain import new_model
-from kexa.train.schedule import wsd
+from kexa.train.short_run import short_run
 
 PASSAGES = 32  # scored at once
 RESAMPLES = 1000
@@ -148,32 +146,16 @@ def train_with(
         rows = batches[step]  # of many documents: a long one fills rows in a row
         return {"input_ids": input_ids[rows], "document_ids": document_ids[rows]}
 
-    def loss_fn(model: KexaForCausalLM, batch: dict[str, Tensor]):
-        return model.loss(
-            batch["input_ids"], batch["document_ids"], balance_weight=config.balance_weight
-        )
-
-    schedule = functools.partial(
-        wsd,
-        steps=config.steps,
-        warmup_share=config.warmup_share,
-        decay_share=config.decay_share,
-    )
-    steps = fit(
+    short_run(
         model,
-        build_optimizers(model, config),
         batch_at,
-        loss_fn,
         config.steps,
-        schedule,
-        balance_step=config.balance_step,
-        checkpoint_dir=checkpoint_dir,
-        checkpoint_every=config.steps,
-        identity=identity(model=model.config, comparison=config, seed=seed),
-        description=description,
+        config,
+        0.0,
+        checkpoint_dir,
+        identity(model=model.config, comparison=config, seed=seed),
+        description,
     )
-    for _ in steps:
-        pass
     return model
 
 

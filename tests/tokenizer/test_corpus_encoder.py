@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from kexa.data.packing import literal
 from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, corpus_encoder, joins
 from kexa.tokenizer.vocabulary import PHRASES
 
@@ -34,7 +35,7 @@ def encoder(tokenizer):
 
 
 def stock(tokenizer, texts):
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 

@@ -7,6 +7,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kexa.data.packing import literal
 from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, save, split
 from kexa.tokenizer.ranks import (
     encode_with_ranks,
@@ -73,7 +74,7 @@ def test_ids_are_equal_on_tokens_in_any_order(ranks, tokenizer):
     for _ in range(2000):
         text = b"".join(rng.choices(tokens, k=4)).decode("utf-8", errors="ignore")
         text = tokenizer.normalizer.normalize_str(text)
-        with bpe.literal(tokenizer):
+        with literal(tokenizer):
             ids = tokenizer.encode(text).ids
         assert encode_with_ranks(ranks, split(PHRASES, text)) == ids
 
@@ -82,7 +83,7 @@ def test_ids_are_equal_on_tokens_in_any_order(ranks, tokenizer):
 @given(text=st.text())
 def test_ids_are_equal_on_any_text(ranks, tokenizer, text):
     text = tokenizer.normalizer.normalize_str(text)
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         ids = tokenizer.encode(text).ids
     assert encode_with_ranks(ranks, split(PHRASES, text)) == ids
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.tokenizer import YOUNG, strings, unlike
 from kexa.config import ROOT
+from kexa.data.packing import literal
 from kexa.tokenizer import (
     PHRASES,
     SPECIAL_TOKENS,
@@ -194,7 +195,7 @@ def test_three_exports_and_the_corpus_encoder_give_equal_ids(tokenizer, corpora,
     drawn = strings(1500, 2, [text for texts in corpora.values() for text in texts])
     texts = [nfc(text) for text in drawn] + [texts[0] for texts in corpora.values()]
     rows = [row.tolist() for row in CorpusEncoder(library).encode_batch(texts)]
-    with bpe.literal(library):
+    with literal(library):
         assert rows == [e.ids for e in library.encode_batch(texts)]
     assert rows == stock(texts, split_special_tokens=True)["input_ids"]
     assert rows == [encode_with_ranks(ranks, split(PHRASES, text)) for text in texts]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kexa.data import Mixture
+from kexa.data.packing import literal
 from kexa.tokenizer import CorpusEncoder, bpe, encode_corpus, open_corpus, token_files
 
 
@@ -19,7 +20,7 @@ def test_documents_come_back_one_by_one(tokenizer, documents, tmp_path):
     rows = CorpusEncoder(tokenizer).encode_batch(documents)
     for i, row in enumerate(rows):
         assert written.document(i).tolist() == [1, *row.tolist()]
-    with bpe.literal(tokenizer):
+    with literal(tokenizer):
         assert written.document(0)[1:].tolist() == tokenizer.encode(documents[0]).ids
 
 

@@ -80,9 +80,7 @@ KINDS: dict[str, Callable[..., list[Text] | str]] = {
 CARRIED = ("problems", "facts", "comparisons")  # in six languages: a model can carry them
 FACTUAL = ("facts", "comparisons")  # take the knob ``countries``
 WORKERS = 8  # requests to an endpoint at a time
-PATIENCE = (
-    1000  # draws in a row that may be left out; the families and facts here leave out a third
-)
+PATIENCE = 1000  # draws in a row that may be left out; usually every third one is
 
 
 @dataclass(frozen=True)
