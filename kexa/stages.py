@@ -9,6 +9,7 @@ so that a re-run can say why:
                 do not count
     config ...  exactly the config sections that notebooks/stages.toml names
     card ...    the data cards of the sources in use, which pin their hashes
+    file ...    the committed results that it plots, named in notebooks/stages.toml
     stage ...   the fingerprints of the stages whose artefacts it reads
     seed, parameters, versions
 
@@ -50,6 +51,7 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
+    files: tuple[str, ...] = ()  # committed results that it plots
 
     @property
     def source(self) -> Path:
@@ -79,7 +81,8 @@ def table() -> dict[str, Stage]:
         for section in row["sections"]:
             if section not in sections:
                 raise ConfigError(f"notebooks/stages.toml: {name} names no section {section!r}")
-        stages[name] = Stage(name, tuple(row["needs"]), tuple(row["sections"]))
+        files = tuple(row.get("files", ()))
+        stages[name] = Stage(name, tuple(row["needs"]), tuple(row["sections"]), files)
     return stages
 
 
@@ -159,6 +162,9 @@ def fingerprint(
     for name in sources:
         card = ROOT / "data_cards" / f"{name}.md"
         parts[f"card {name}"] = _hash(card.read_text(encoding="utf-8") if card.is_file() else "")
+    for name in stage.files:
+        path = ROOT / name
+        parts[f"file {name}"] = _hash(path.read_text(encoding="utf-8") if path.is_file() else "")
     for need in stage.needs:
         parts[f"stage {need}"] = _hash(fingerprint(table()[need], config, seed, parameters))
     return parts | {

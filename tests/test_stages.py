@@ -92,6 +92,16 @@ def test_only_declared_config_sections_count(folder, config):
     assert not any(changed(config, with_section("data", heldout_share=0.9)).values())
 
 
+def test_committed_results_count_where_they_are_plotted(folder, config, monkeypatch):
+    (folder / "stages.toml").write_text(TABLE + 'files = ["measured.json"]\n')
+    stages.table.cache_clear()
+    (folder / "measured.json").write_text("1")
+    monkeypatch.setattr(stages, "module_hash", lambda module: module)
+    monkeypatch.setattr(stages, "ROOT", folder)
+    measured = edit(folder / "measured.json", "1", "2")
+    assert changed(config, measured) == {"01_first": False, "02_second": True}
+
+
 def test_cards_count_where_their_sources_are_read(folder, config, monkeypatch):
     """Dialogues are read by what fine-tunes, public tokenizers by what compares, the other sources
     by what reads the data section."""

@@ -1,6 +1,7 @@
 """The corpus is deterministic, split by hash, free of duplicates, and prefers human text."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -69,6 +70,10 @@ def test_human_text_comes_first_and_machine_text_fills_up(two_sources):
     by_source = {i.source: i for i in intake}
     assert by_source["human"].kept == 40
     assert 9 <= by_source["machine"].kept <= 11
+    last = max(d.hash for d in documents if d.source == "machine")
+    repeated = [hashlib.sha256(program(i).strip("\n").encode()).hexdigest() for i in range(20, 40)]
+    met = sum(text < last for text in repeated)  # those that were looked at before it was full
+    assert by_source["machine"].rejected["exact_duplicates"] == met > 0
     assert set(by_source["machine"].rejected) == {"exact_duplicates", "over quota"}
     for i in intake:
         assert i.read == i.kept + sum(i.rejected.values())
