@@ -79,10 +79,12 @@ def beside(
             )
         if error is not None:
             raise error
-    finally:
-        torch.set_num_threads(config.threads)
+    except BaseException:
         process.kill()
+        raise
+    finally:
         process.join()
+        torch.set_num_threads(config.threads)
 
 
 def _work(work: bytes, sender: Connection) -> None:
