@@ -1,4 +1,4 @@
-"""The operations that decide the model's speed: hybrid attention and the experts' product.
+"""The operations that decide the model's speed: hybrid attention, experts' product, head's loss.
 
 Each operation is one function. Beside it live a reference that is meant to be read
 (``reference.py``, the specification the tests compare with), the path for CPUs in plain PyTorch and
@@ -9,7 +9,14 @@ Import order: this package knows nothing of the model; the model calls it.
 """
 
 from kexa.kernels.attention import global_attention, window_attention
+from kexa.kernels.cross_entropy import linear_cross_entropy
 from kexa.kernels.dispatch import use_triton
 from kexa.kernels.grouped import grouped_gemm
 
-__all__ = ["global_attention", "grouped_gemm", "use_triton", "window_attention"]
+__all__ = [
+    "global_attention",
+    "grouped_gemm",
+    "linear_cross_entropy",
+    "use_triton",
+    "window_attention",
+]

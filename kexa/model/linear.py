@@ -1,8 +1,8 @@
-"""The layers that act on one token at a time: linear map, RMSNorm, SwiGLU.
+"""The layers that act on one token at a time: linear map, head, RMSNorm, SwiGLU.
 
 Every matrix product of a dense layer goes through :class:`Linear`, whose ``matmul`` a numerics
-policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. Nothing
-has a bias (reported).
+policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. The head
+has a second such function, the loss of its logits. Nothing has a bias (reported).
 
 RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's
 dtype and the result is rounded to that dtype before ``w`` is applied, as in the published
@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kexa.kernels import linear_cross_entropy
 
 
 class Linear(nn.Linear):
@@ -31,6 +33,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.matmul(x, self.weight)
+
+
+class Head(Linear):
+    """The vocabulary's linear map: ``matmul`` gives logits, ``cross_entropy`` their loss at once.
+
+    ``cross_entropy(h_ND, w_VD, targets_N)`` defaults to
+    :func:`kexa.kernels.linear_cross_entropy`.
+    """
+
+    cross_entropy = staticmethod(linear_cross_entropy)
+
+    def loss(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Summed cross-entropy of the targets, in nats."""
+        return self.cross_entropy(h_ND, self.weight, targets_N)
 
 
 class RMSNorm(nn.Module):
