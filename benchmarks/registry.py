@@ -4,7 +4,7 @@ A rival computes the same numbers another way that people use. ``build(shape, de
 candidates by name, ours first; each is a function of no argument that runs forward and backward.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
-and F output features, E experts.
+and F output features, E experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kexa.kernels import global_attention, grouped_gemm, window_attention
+from kexa.kernels import (
+    global_attention,
+    grouped_gemm,
+    linear_cross_entropy,
+    window_attention,
+)
 from kexa.kernels.attention.reference import visible
 
 Candidates = dict[str, Callable[[], None]]
@@ -82,6 +87,27 @@ def grouped_candidates(shape: Shape, device: str) -> Candidates:
     }
 
 
+def cross_entropy_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, all logits at once, and slices of 256 rows that autograd keeps until the backward."""
+    N, D, V = (shape[n] for n in "NDV")
+    generator = torch.Generator().manual_seed(0)
+    h, w = _normal(device, N, D), (_normal(device, V, D).detach() / D**0.5).requires_grad_()
+    targets = torch.randint(0, V, (N,), generator=generator).to(device)
+    one = torch.ones((), device=device)
+
+    def plain(h, targets):
+        return F.cross_entropy((h @ w.T).float(), targets, reduction="sum")
+
+    def slices():
+        return sum(plain(x, y) for x, y in zip(h.split(256), targets.split(256), strict=True))
+
+    return {
+        "kexa": _step(lambda: linear_cross_entropy(h, w, targets), (h, w), one),
+        "logits, F.cross_entropy": _step(lambda: plain(h, targets), (h, w), one),
+        "slices of logits": _step(slices, (h, w), one),
+    }
+
+
 OPERATIONS = (
     Operation(
         "window attention",
@@ -115,6 +141,13 @@ OPERATIONS = (
             {"N": 4096, "D": 512, "F": 512, "E": 128},
         ),
         cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
+    ),
+    Operation(
+        "linear cross-entropy",
+        "linear cross-entropy",
+        cross_entropy_candidates,
+        cpu=({"N": 2048, "D": 128, "V": 6144}, {"N": 2048, "D": 256, "V": 4096}),
+        cuda=({"N": 4096, "D": 6144, "V": 153600},),
     ),
 )
 

@@ -453,6 +453,7 @@ work = {
     "experts' up product": costs.grouped_gemm(
         rows, full.hidden_size, 2 * full.moe_intermediate_size, full.num_experts
     ),
+    "head and its loss": costs.linear_cross_entropy(tokens, full.hidden_size, full.vocab_size),
 }
 ridge = costs.H100_FLOPS / costs.H100_BYTES
 print("operation            TFLOP     GB   FLOP/byte   bound by     least time on an H100")
@@ -465,7 +466,9 @@ for name, cost in work.items():
 
 # %% [markdown]
 # So the window kernel must read each key once and never store a score; the global one must keep
-# the tensor cores busy; and the experts sit near the ridge, which is why they want many tokens.
+# the tensor cores busy; and the experts sit near the ridge, which is why they want many tokens. The
+# head's loss is arithmetic as long as no logit is written: 8,192 times 153,600 of them are 5 GB in
+# fp32, so the kernel keeps a tile of them in registers and leaves one log-sum-exp per row and tile.
 #
 # The definition, which the tests trust:
 

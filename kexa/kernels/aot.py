@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.launch import Launch
 
@@ -110,6 +111,17 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "grouped GEMM", grouped.rows_launch(x, w, ends, y, transpose=False)
     yield "grouped GEMM, transposed", grouped.rows_launch(y, w, ends, x, transpose=True)
     yield "grouped GEMM", grouped.weights_launch(y, x, ends, w)
+    V = model.vocab_size
+    h, w = torch.empty(tokens, D, **bf16), torch.empty(V, D, **bf16)
+    targets, chosen = torch.empty(tokens, **int32), torch.empty(tokens, **fp32)
+    parts, weight = torch.empty(V // 128, tokens, **fp32), torch.empty((), **fp32)
+    chunk, dz = w[:8192], torch.empty(tokens, 8192, **bf16)
+    dh = torch.empty(tokens, D, **fp32)
+    name = "linear cross-entropy"
+    yield name, cross_entropy.forward_launch(h, w, targets, parts, chosen)
+    yield name, cross_entropy.gradient_launch(h, chunk, targets, chosen, dz, first=8192)
+    yield f"{name}, dh", cross_entropy.product_launch(dz, chunk, weight, dh, add=True)
+    yield f"{name}, dw", cross_entropy.product_launch(dz.T, h, weight, chunk, add=False)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

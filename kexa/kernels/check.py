@@ -20,8 +20,15 @@ from dataclasses import dataclass
 
 import torch
 
-from kexa.kernels import global_attention, grouped_gemm, use_triton, window_attention
+from kexa.kernels import (
+    global_attention,
+    grouped_gemm,
+    linear_cross_entropy,
+    use_triton,
+    window_attention,
+)
 from kexa.kernels.attention import reference as attention_reference
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.grouped import reference as grouped_reference
 
 TOKENS, WINDOW = 67, 37
@@ -46,7 +53,7 @@ class Check:
     def __str__(self) -> str:
         share = max(self.errors[name] / self.allowed[name] for name in self.errors)
         return (
-            f"{self.operation:17s} {self.path}, {str(self.dtype).removeprefix('torch.')}: "
+            f"{self.operation:20s} {self.path}, {str(self.dtype).removeprefix('torch.')}: "
             f"{'right' if self.holds else 'WRONG'}, errors up to {share:.2f} of what is allowed"
         )
 
@@ -117,6 +124,20 @@ def _grouped(device: str, dtype: torch.dtype):
     return op, reference, (x, w), d_out
 
 
+def _cross_entropy(device: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    h, w = (_normal(generator, (n, 40), device, dtype) for n in (TOKENS, 131))
+    targets = torch.randint(0, 131, (TOKENS,), generator=generator).to(device)
+
+    def op(h, w):
+        return linear_cross_entropy(h, w, targets)
+
+    def reference(h, w):
+        return cross_entropy_reference.linear_cross_entropy(h, w, targets)
+
+    return op, reference, (h, w), torch.tensor(0.75, device=device)
+
+
 def _normal(generator: torch.Generator, shape, device: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(device, dtype)
 
@@ -125,6 +146,7 @@ OPERATIONS = {
     "window attention": _attention(WINDOW),
     "global attention": _attention(None),
     "grouped GEMM": _grouped,
+    "linear cross-entropy": _cross_entropy,
 }
 
 

@@ -51,3 +51,9 @@ def grouped_gemm(rows: int, inputs: int, outputs: int, experts_used: int, item: 
     """Forward pass: every used expert's matrix is read once, every row read and written once."""
     moved = item * (experts_used * inputs * outputs + rows * (inputs + outputs))
     return Cost(flops=2.0 * rows * inputs * outputs, bytes=float(moved))
+
+
+def linear_cross_entropy(rows: int, inputs: int, vocabulary: int, item: int = 2) -> Cost:
+    """Forward pass: hidden states and the head's matrix are read once, no logit is written."""
+    moved = item * inputs * (rows + vocabulary)
+    return Cost(flops=2.0 * rows * inputs * vocabulary, bytes=float(moved))

@@ -19,9 +19,12 @@ import numpy as np
 import torch
 
 from kexa.kernels import attention as attention_package
+from kexa.kernels import cross_entropy as cross_entropy_package
 from kexa.kernels import grouped as grouped_package
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
+from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
 from tests.kernels import kernel_checks as checks
@@ -36,6 +39,12 @@ def attention_check(op: Callable, case: str) -> None:
 
 def grouped_check(op: Callable, case: str) -> None:
     checks.check_grouped_gemm(op, grouped_reference.grouped_gemm, case, torch.float32, FP32)
+
+
+def cross_entropy_check(op: Callable, case: str) -> None:
+    sys.modules[op.__module__].CHUNK = 2  # several chunks of a vocabulary quick to interpret
+    plain = cross_entropy_reference.linear_cross_entropy
+    checks.check_cross_entropy(op, plain, case, torch.float32, FP32)
 
 
 def attention_gradcheck() -> None:
@@ -60,6 +69,27 @@ def grouped_gradcheck() -> None:
     assert torch.autograd.gradcheck(operation, (x, w), fast_mode=True)
 
 
+def cross_entropy_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, w = (checks.fenced(generator, n, 5, dtype=torch.float64) for n in (5, 70))
+    targets = torch.randint(0, 70, (5,), generator=generator)
+
+    def operation(h, w):
+        return cross_entropy.linear_cross_entropy(h, w, targets)
+
+    assert torch.autograd.gradcheck(operation, (h, w), fast_mode=True)
+
+
+def frozen_inputs_get_no_gradient() -> None:
+    h, w, targets = checks.cross_entropy_inputs("ragged everywhere", torch.float32)
+    full = torch.autograd.grad(cross_entropy.linear_cross_entropy(h, w, targets), (h, w))
+    for leaves, i in (((h, w.detach()), 0), ((h.detach(), w), 1)):
+        loss = cross_entropy.linear_cross_entropy(*leaves, targets)
+        (gradient,) = torch.autograd.grad(loss, leaves[i])
+        assert torch.equal(gradient, full[i])
+        assert loss.grad_fn.next_functions[1 - i][0] is None
+
+
 def addresses_past_two_billion() -> None:
     """Three experts 2**30 numbers apart, on a sparse file: the last begins where int32 ends."""
     with tempfile.NamedTemporaryFile() as file:
@@ -78,6 +108,9 @@ def bfloat16_is_refused() -> None:
     for call in (
         lambda: attention_package.global_attention(x, x, x),
         lambda: grouped_package.grouped_gemm(x[0, 0], x[0], torch.tensor([0, 4])),
+        lambda: cross_entropy_package.linear_cross_entropy(
+            x[0, 0], x[0, 0], torch.tensor([0, 1, 2, 3])
+        ),
     ):
         try:
             call()
@@ -93,12 +126,21 @@ def dispatch_reaches_the_kernels() -> None:
     assert through.grad_fn.name() == "_AttentionBackward"
     x, w, ends, _ = checks.grouped_inputs("ragged over tiles", torch.float32)
     assert grouped_package.grouped_gemm(x, w, ends).grad_fn.name() == "_GroupedGemmBackward"
+    h, w, targets = checks.cross_entropy_inputs("one row, few words", torch.float32)
+    loss = cross_entropy_package.linear_cross_entropy(h, w, targets)
+    assert loss.grad_fn.saved_tensors[-1].shape == (1,)  # log-sum-exps; the PyTorch path saves none
 
 
 def equal_bits() -> None:
     q, k, v, window, ids, d_out = checks.attention_inputs("window over two tiles", torch.float32)
     first, second = (
         torch.autograd.grad(attention.attention(q, k, v, window, ids), (q, k, v), d_out)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    h, w, targets = checks.cross_entropy_inputs("many rows", torch.float32)
+    first, second = (
+        torch.autograd.grad(cross_entropy.linear_cross_entropy(h, w, targets), (h, w))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -134,6 +176,12 @@ def main() -> None:
     operations = {
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
+        "cross entropy": (
+            cross_entropy,
+            "linear_cross_entropy",
+            cross_entropy_check,
+            checks.CROSS_ENTROPY_CASES,
+        ),
     }
     report: dict[str, dict[str, str]] = {"checks": {}, "faults": {}}
     with np.errstate(invalid="raise", divide="raise", over="raise"):
@@ -155,6 +203,8 @@ def main() -> None:
 SINGLE_CHECKS = (
     attention_gradcheck,
     grouped_gradcheck,
+    cross_entropy_gradcheck,
+    frozen_inputs_get_no_gradient,
     addresses_past_two_billion,
     bfloat16_is_refused,
     dispatch_reaches_the_kernels,

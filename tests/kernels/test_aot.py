@@ -19,7 +19,7 @@ def compiled() -> dict:
 @pytest.mark.parametrize("capability", sorted(aot.TENSOR_CORE))
 def test_kernels_fit_and_use_the_tensor_cores(compiled, capability):
     kernels = [row for row in compiled["rows"] if row["capability"] == capability]
-    assert len(kernels) == 9
+    assert len(kernels) == 13
     for kernel in kernels:
         assert kernel["tensor_core"] > 0, f"{kernel}: no {aot.TENSOR_CORE[capability]}"
         assert kernel["spilled"] == 0, f"{kernel}: spills registers"

@@ -51,5 +51,7 @@ def test_attention_cost_counts_the_visible_pairs():
 def test_least_time_is_set_by_the_scarcer_resource():
     cost = costs.grouped_gemm(rows=10, inputs=4, outputs=3, experts_used=2)
     assert cost.flops == 240 and cost.bytes == 2 * (24 + 70)
+    loss = costs.linear_cross_entropy(rows=10, inputs=4, vocabulary=7)
+    assert loss.flops == 560 and loss.bytes == 2 * (40 + 28)
     assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kexa.kernels import global_attention, grouped_gemm, window_attention
+from kexa.kernels import (
+    global_attention,
+    grouped_gemm,
+    linear_cross_entropy,
+    window_attention,
+)
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.check import compare
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.grouped import reference as grouped_reference
 
 pytestmark = pytest.mark.gpu
@@ -54,16 +60,53 @@ def test_grouped_gemm_is_as_exact_as_pytorch(ends, features):
     )
 
 
+@pytest.mark.parametrize("rows", [1, 63, 1000])
+@pytest.mark.parametrize("features, words", [(64, 100), (328, 20_000)])
+def test_linear_cross_entropy_is_as_exact_as_pytorch(rows, features, words):
+    torch.manual_seed(0)
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    h, w = torch.randn(rows, features, **draw), torch.randn(words, features, **draw)
+    targets = torch.randint(0, words, (rows,), device="cuda")
+    assert_as_exact_as_pytorch(
+        lambda h, w: linear_cross_entropy(h, w, targets),
+        lambda h, w: cross_entropy_reference.linear_cross_entropy(h, w, targets),
+        [h, w],
+        torch.tensor(0.75, device="cuda"),
+    )
+
+
+def test_cross_entropy_over_the_published_vocabulary_stores_no_logits():
+    """Beside the gradients: dz of a chunk and dh in fp32, an eighth of the logits in fp32."""
+    N, D, V = 4096, 6144, 153_600
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    h = torch.randn(N, D, **draw).requires_grad_()
+    w = (torch.randn(V, D, **draw) / D**0.5).requires_grad_()
+    targets = torch.randint(0, V, (N,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = linear_cross_entropy(h, w, targets)
+    loss.backward()
+    used = torch.cuda.max_memory_allocated() - before
+    assert used - 2 * (h.numel() + w.numel()) < 4 * N * V / 8
+    exact = sum(
+        cross_entropy_reference.linear_cross_entropy(x.float(), w.detach().float(), y)
+        for x, y in zip(h.detach().split(512), targets.split(512), strict=True)
+    )
+    assert float(loss.detach()) == pytest.approx(float(exact), rel=1e-5)
+
+
 def test_no_call_waits_for_the_gpu():
     draw = {"dtype": torch.bfloat16, "device": "cuda", "requires_grad": True}
     q, k, v = (torch.randn(1, n, 256, 128, **draw) for n in (4, 2, 2))
     x, w = torch.randn(256, 64, **draw), torch.randn(4, 64, 64, **draw)
     ends = torch.tensor([10, 10, 200, 256], dtype=torch.int32, device="cuda")
+    targets = torch.arange(256, device="cuda") % 64
     weight_o, weight_y = torch.randn_like(q), torch.randn_like(x)
     for mode in ("default", "error"):  # the first pass compiles, which may wait
         torch.cuda.set_sync_debug_mode(mode)
         window_attention(q, k, v, 128).backward(weight_o)
         grouped_gemm(x, w, ends).backward(weight_y)
+        linear_cross_entropy(x, w[0], targets).backward()
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -72,7 +115,13 @@ def test_equal_inputs_give_equal_bits():
     q, k, v = (torch.randn(2, n, 777, 128, **draw) for n in (8, 2, 2))
     d_out = torch.randn_like(q)
     runs = [torch.autograd.grad(window_attention(q, k, v, 128), (q, k, v), d_out) for _ in range(3)]
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+    h, w = torch.randn(300, 128, **draw), torch.randn(20_000, 128, **draw)
+    targets = torch.arange(300, device="cuda")
+    losses = [linear_cross_entropy(h, w, targets) for _ in range(3)]
+    others = [torch.autograd.grad(loss, (h, w)) for loss in losses]
+    for results in (runs, others):
+        for run in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], run, strict=True))
 
 
 def test_weights_past_two_billion_numbers():

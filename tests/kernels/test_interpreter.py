@@ -10,11 +10,13 @@ import sys
 import pytest
 
 from kexa.config import ROOT
-from tests.kernels.kernel_checks import ATTENTION_CASES, GROUPED_CASES
+from tests.kernels.kernel_checks import ATTENTION_CASES, CROSS_ENTROPY_CASES, GROUPED_CASES
 from tests.kernels.mutants import FAULTS
 
 CASES = [f"attention: {case}" for case in ATTENTION_CASES]
 CASES += [f"grouped: {case}" for case in GROUPED_CASES]
+CASES += [f"cross entropy: {case}" for case in CROSS_ENTROPY_CASES]
+CASES += ["cross_entropy_gradcheck", "frozen_inputs_get_no_gradient"]
 CASES += ["attention_gradcheck", "grouped_gradcheck", "addresses_past_two_billion"]
 CASES += ["bfloat16_is_refused", "dispatch_reaches_the_kernels", "equal_bits"]
 

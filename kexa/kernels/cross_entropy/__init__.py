@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 
 from kexa.kernels.cross_entropy import sliced
+from kexa.kernels.dispatch import use_triton
 
 
 def linear_cross_entropy(
@@ -49,4 +50,8 @@ def linear_cross_entropy(
         raise ValueError(f"targets {tuple(targets_N.shape)}: expected one per row, [{len(h_ND)}]")
     if h_ND.dtype != w_VD.dtype:
         raise ValueError(f"h is {h_ND.dtype} and w is {w_VD.dtype}; cast them to one dtype")
+    if use_triton(h_ND):
+        from kexa.kernels.cross_entropy.triton import linear_cross_entropy as kernel
+
+        return kernel(h_ND, w_VD, targets_N)
     return sliced.linear_cross_entropy(h_ND, w_VD, targets_N)
