@@ -19,12 +19,21 @@ import numpy as np
 import torch
 
 from kexa.kernels import attention as attention_package
+from kexa.kernels import glu as glu_package
 from kexa.kernels import grouped as grouped_package
+from kexa.kernels import norm as norm_package
+from kexa.kernels import routing as routing_package
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.glu import reference as glu_reference
+from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
+from kexa.kernels.norm import reference as norm_reference
+from kexa.kernels.norm import triton as norm
+from kexa.kernels.routing import triton as routing
 from tests.kernels import kernel_checks as checks
+from tests.kernels import rows_checks
 from tests.kernels.mutants import FAULTS
 
 FP32 = 1e-5
@@ -36,6 +45,18 @@ def attention_check(op: Callable, case: str) -> None:
 
 def grouped_check(op: Callable, case: str) -> None:
     checks.check_grouped_gemm(op, grouped_reference.grouped_gemm, case, torch.float32, FP32)
+
+
+def norm_check(op: Callable, case: str) -> None:
+    rows_checks.check_rms_norm(op, norm_reference.rms_norm, case, torch.float32, FP32)
+
+
+def glu_check(op: Callable, case: str) -> None:
+    rows_checks.check_swiglu(op, glu_reference.swiglu, case, torch.float32, FP32)
+
+
+def routing_check(op: Callable, case: str) -> None:
+    rows_checks.check_routing(op, case, torch.float32, FP32, lowest=True)
 
 
 def attention_gradcheck() -> None:
@@ -60,6 +81,32 @@ def grouped_gradcheck() -> None:
     assert torch.autograd.gradcheck(operation, (x, w), fast_mode=True)
 
 
+def rows_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (checks.fenced(generator, *s, dtype=torch.float64) for s in ((33, 21), (21,)))
+    gate, up = (checks.fenced(generator, 33, 21, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x, w: norm.rms_norm(x, w, 0.1), (x, w), fast_mode=True)
+    assert torch.autograd.gradcheck(glu.swiglu, (gate, up), fast_mode=True)
+    for normalise in (True, False):
+
+        def gates(scores, normalise=normalise):
+            return routing.route(scores, up, 3, normalise, 2.5)[1]
+
+        scores = gate.detach().sigmoid().requires_grad_()
+        assert torch.autograd.gradcheck(gates, (scores,), fast_mode=True)
+
+
+def nan_is_routed_and_shows() -> None:
+    """A token of NaN and an expert of NaN: places stay a permutation, the gates are NaN."""
+    scores = torch.rand(70, 100)
+    scores[3], scores[:, 90] = torch.nan, torch.nan
+    chosen, gates, order, inverse, offsets = routing.route(scores, scores, 4, True, 1.0)
+    assert all(len(set(row)) == 4 for row in chosen.tolist())
+    assert bool((chosen == 90).any(1)[torch.arange(70) != 3].all()) and bool(gates.isnan().all())
+    assert sorted(order.tolist()) == list(range(280)) and int(offsets[-1]) == 280
+    assert torch.equal(order[inverse], torch.arange(280))
+
+
 def addresses_past_two_billion() -> None:
     """Three experts 2**30 numbers apart, on a sparse file: the last begins where int32 ends."""
     with tempfile.NamedTemporaryFile() as file:
@@ -78,6 +125,9 @@ def bfloat16_is_refused() -> None:
     for call in (
         lambda: attention_package.global_attention(x, x, x),
         lambda: grouped_package.grouped_gemm(x[0, 0], x[0], torch.tensor([0, 4])),
+        lambda: norm_package.rms_norm(x, x[0, 0, 0], 1e-5),
+        lambda: glu_package.swiglu(x, x),
+        lambda: routing_package.route(x[0, 0], x[0, 0], 2, True, 1.0),
     ):
         try:
             call()
@@ -93,6 +143,20 @@ def dispatch_reaches_the_kernels() -> None:
     assert through.grad_fn.name() == "_AttentionBackward"
     x, w, ends, _ = checks.grouped_inputs("ragged over tiles", torch.float32)
     assert grouped_package.grouped_gemm(x, w, ends).grad_fn.name() == "_GroupedGemmBackward"
+    x, w, _ = rows_checks.norm_inputs("odd rows and features", torch.float32)
+    assert "_RMSNormBackward" in ancestors(norm_package.rms_norm(x, w, 1e-5))
+    assert "_SwiGLUBackward" in ancestors(glu_package.swiglu(x, x))
+    assert "_RouteBackward" in ancestors(routing_package.route(x, x, 2, True, 1.0).gates_NK)
+
+
+def ancestors(out: torch.Tensor) -> set[str]:
+    """Names of the nodes that a gradient of ``out`` passes."""
+    names, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [parent for parent, _ in node.next_functions if parent]
+    return names
 
 
 def equal_bits() -> None:
@@ -134,6 +198,9 @@ def main() -> None:
     operations = {
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
+        "norm": (norm, "rms_norm", norm_check, rows_checks.NORM_CASES),
+        "glu": (glu, "swiglu", glu_check, rows_checks.GLU_CASES),
+        "routing": (routing, "route", routing_check, rows_checks.ROUTING_CASES),
     }
     report: dict[str, dict[str, str]] = {"checks": {}, "faults": {}}
     with np.errstate(invalid="raise", divide="raise", over="raise"):
@@ -159,6 +226,8 @@ SINGLE_CHECKS = (
     bfloat16_is_refused,
     dispatch_reaches_the_kernels,
     equal_bits,
+    rows_gradcheck,
+    nan_is_routed_and_shows,
 )
 
 if __name__ == "__main__":

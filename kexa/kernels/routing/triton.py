@@ -4,9 +4,9 @@
    lowest expert where keys are equal. It stores experts and gates, and counts how many pairs of the
    tile each expert got.
 2. ``_scan`` turns the counts, per expert, into what earlier tiles hold, and a total.
-3. ``_place`` gives each pair its place: where its expert begins (a prefix sum over the totals), plus
-   what earlier tiles hold, plus what earlier tokens of the tile hold. A token has an expert at most
-   once, so the last is a prefix sum down the tile.
+3. ``_place`` gives each pair its place: where its expert begins (a prefix sum over the totals),
+   plus what earlier tiles hold, plus what earlier tokens of the tile hold. A token has an expert at
+   most once, so the last is a prefix sum down the tile.
 
 Nothing depends on the order in which programs run: no atomics, and the sort is stable. The host
 reads no count. A NaN key is the largest, as in PyTorch, so that it shows in the result; places stay
