@@ -21,8 +21,8 @@ NORM_CASES = {
     "odd rows and features": ((63, 100), (0, 1)),
     "257 features": ((100, 257), (0, 1)),
     "axes exchanged": ((2, 3, 63, 12), (1, 2, 0, 3)),
-    "more rows than programs": ((257, 2049), (0, 1)),
     "no rows": ((0, 16), (0, 1)),
+    "more rows than programs": ((257, 1025), (0, 1)),
 }
 
 # name: leading axes, F, whether gate and up are halves of wider rows
@@ -38,15 +38,15 @@ GLU_CASES = {
 # name: N, E, K, normalise, what is done to the keys
 ROUTING_CASES = {
     "one token, one expert": (1, 1, 1, True, "as they are"),
-    "one tile": (63, 6, 2, True, "as they are"),
-    "published experts": (257, 128, 8, True, "as they are"),
-    "not normalised": (100, 100, 3, False, "as they are"),
+    "one tile": (100, 6, 2, True, "as they are"),
+    "published experts": (63, 128, 8, True, "as they are"),
+    "not normalised": (63, 100, 3, False, "as they are"),
     "every expert": (100, 7, 7, True, "as they are"),
-    "three of four experts forbidden": (100, 257, 5, True, "forbidden"),
+    "three of four experts forbidden": (63, 257, 5, True, "forbidden"),
     "all tokens to one expert": (257, 128, 1, True, "one"),
-    "equal keys": (100, 100, 4, True, "equal"),
-    "more tiles than a step of the scan": (130, 2100, 2, True, "as they are"),
+    "equal keys": (63, 100, 4, True, "equal"),
     "no tokens": (0, 16, 2, True, "as they are"),
+    "more tiles than a step of the scan": (66, 1030, 1, True, "as they are"),
 }
 SCALE = 2.5
 

@@ -93,10 +93,10 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(x: torch.Tensor) -> _Tiles:
-    """Whole rows, as many as make 4096 numbers: a sum never leaves its program."""
+    """Whole rows, as many as make 2048 numbers: a sum never leaves its program."""
     width = triton.next_power_of_2(x.shape[1])
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
-    return _Tiles(max(1, 4096 // width), width, acc)
+    return _Tiles(max(1, 2048 // width), width, acc)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -29,7 +29,7 @@ import triton.language as tl
 
 from kexa.kernels.launch import Launch
 
-SCAN_EXPERTS, SCAN_TILES = 16, 128  # what one step of the scan holds
+SCAN_EXPERTS, SCAN_TILES = 16, 64  # what one step of the scan holds
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def _place(
     end = tl.cumsum(total, 0)
     if tile == 0:
         tl.store(offsets + expert, end, expert < E)
-    held = tl.load(before + tile * E + expert, (expert < E) & (tile * R < N), other=0)
+    held = tl.load(before + tile * E + expert, expert < E, other=0)
     hits = tl.zeros([R, BE], tl.int32)
     for k in range(K):
         pick = tl.load(chosen + token * K + k, token < N, other=-1)
@@ -144,9 +144,7 @@ def select_launch(scores, keys, chosen, gates, counts, normalise: bool, scale: f
     (N, E), K, R = scores.shape, chosen.shape[1], tile_tokens(scores)
     sizes = (triton.next_power_of_2(E), triton.next_power_of_2(K))
     arguments = (scores, keys, chosen, gates, counts, scale, N, E, K, normalise, R, *sizes)
-    return Launch(
-        _select, (triton.cdiv(N, R),), (*arguments, _accumulator(scores)), warps=4, stages=1
-    )
+    return Launch(_select, (len(counts),), (*arguments, _accumulator(scores)), warps=4, stages=1)
 
 
 def scan_launch(counts, before, totals) -> Launch:
@@ -157,11 +155,11 @@ def scan_launch(counts, before, totals) -> Launch:
 
 
 def place_launch(chosen, before, totals, order, inverse, offsets, R: int) -> Launch:
-    """Launch that fills ``order``, ``inverse`` and ``offsets``, these even without tokens."""
+    """Launch that fills ``order``, ``inverse`` and ``offsets``."""
     (N, K), E = chosen.shape, len(totals)
     arguments = (chosen, before, totals, order, inverse, offsets, N, E, K, R)
-    grid = (max(1, triton.cdiv(N, R)),)
-    return Launch(_place, grid, (*arguments, triton.next_power_of_2(E)), warps=4, stages=1)
+    size = triton.next_power_of_2(E)
+    return Launch(_place, (len(before),), (*arguments, size), warps=4, stages=1)
 
 
 def backward_launch(scores, chosen, dgates, dscores, normalise: bool, scale: float) -> Launch:
@@ -175,8 +173,8 @@ def backward_launch(scores, chosen, dgates, dscores, normalise: bool, scale: flo
 
 
 def tile_tokens(scores: torch.Tensor) -> int:
-    """Tokens per tile: as many as make 4096 scores."""
-    return max(1, 4096 // triton.next_power_of_2(scores.shape[1]))
+    """Tokens per tile: as many as make 2048 scores."""
+    return max(1, 2048 // triton.next_power_of_2(scores.shape[1]))
 
 
 def _accumulator(scores: torch.Tensor) -> object:
@@ -189,7 +187,8 @@ class _Route(torch.autograd.Function):
         (N, E), R = scores.shape, tile_tokens(scores)
         chosen = scores.new_empty(N, K, dtype=torch.int64)
         gates = scores.new_empty(N, K)
-        counts = scores.new_empty(triton.cdiv(N, R), E, dtype=torch.int32)
+        tiles = max(1, triton.cdiv(N, R))  # without tokens the offsets are written all the same
+        counts = scores.new_empty(tiles, E, dtype=torch.int32)
         before, totals = torch.empty_like(counts), counts.new_empty(E)
         order, inverse = chosen.new_empty(N * K), chosen.new_empty(N * K)
         offsets = torch.empty_like(totals)
