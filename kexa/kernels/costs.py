@@ -51,3 +51,13 @@ def grouped_gemm(rows: int, inputs: int, outputs: int, experts_used: int, item: 
     """Forward pass: every used expert's matrix is read once, every row read and written once."""
     moved = item * (experts_used * inputs * outputs + rows * (inputs + outputs))
     return Cost(flops=2.0 * rows * inputs * outputs, bytes=float(moved))
+
+
+def rms_norm(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: square, add, scale and weigh every number; read it once, write it once."""
+    return Cost(flops=4.0 * rows * features, bytes=float(item * features * (2 * rows + 1)))
+
+
+def swiglu(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: reads gate and up, writes one number; an exponential counts as one FLOP."""
+    return Cost(flops=5.0 * rows * features, bytes=float(item * 3 * rows * features))

@@ -48,10 +48,6 @@ FAULTS = {
         "gradient not projected": ("(g - normed * mean[:, None])", "g"),
         "projected without the weight": ("tl.sum(g * normed, 1)", "tl.sum(d * normed, 1)"),
         "weight's gradient holds the weight": ("tl.sum(d * normed.to", "tl.sum(g * normed.to"),
-        "one tile per program": (
-            "tl.program_id(0), tl.cdiv(N, R)",
-            "tl.program_id(0), tl.num_programs(0)",
-        ),
         "earlier tiles forgotten": ("total += ", "total = "),
         "axes not put back": ("permute(*back, -1)", "permute(*outer, -1)"),
     },

@@ -11,7 +11,19 @@ from benchmarks import __main__ as runner
 from benchmarks.registry import OPERATIONS
 from kexa.kernels.check import Check
 
-SMALL = {"B": 1, "T": 40, "H": 2, "G": 1, "K": 16, "W": 8, "N": 50, "D": 16, "F": 16, "E": 4}
+SMALL = {
+    "B": 1,
+    "T": 40,
+    "H": 2,
+    "G": 1,
+    "K": 16,
+    "W": 8,
+    "N": 50,
+    "D": 16,
+    "F": 16,
+    "E": 4,
+    "C": 2,
+}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)

@@ -29,7 +29,7 @@ import triton.language as tl
 
 from kexa.kernels.launch import Launch
 
-SCAN_EXPERTS, SCAN_TILES = 16, 64  # what one step of the scan holds
+SCAN_EXPERTS, SCAN_TILES = 32, 64  # what one step of the scan holds
 
 
 @triton.jit
