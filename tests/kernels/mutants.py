@@ -49,6 +49,10 @@ FAULTS = {
         "projected without the weight": ("tl.sum(g * normed, 1)", "tl.sum(d * normed, 1)"),
         "weight's gradient holds the weight": ("tl.sum(d * normed.to", "tl.sum(g * normed.to"),
         "earlier tiles forgotten": ("total += ", "total = "),
+        "one tile per program": (
+            "tl.program_id(0), tl.cdiv(N, R)",
+            "tl.program_id(0), tl.num_programs(0)",
+        ),
         "axes not put back": ("permute(*back, -1)", "permute(*outer, -1)"),
     },
     "glu": {

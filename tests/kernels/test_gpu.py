@@ -121,7 +121,7 @@ def test_swiglu_is_as_exact_as_pytorch(rows, features):
     assert_as_exact_as_pytorch(swiglu, glu_reference.swiglu, [gate, up], d_out)
 
 
-@pytest.mark.parametrize("case", rows_checks.ROUTING_CASES)
+@pytest.mark.parametrize("case", rows_checks.ROUTING_CASES | rows_checks.LARGE_ROUTING_CASES)
 def test_routing_equals_its_definition(case):
     def on_gpu(scores, keys, *arguments):
         return [part.cpu() for part in route(scores.cuda(), keys.cuda(), *arguments)]

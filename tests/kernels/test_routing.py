@@ -11,7 +11,7 @@ from kexa.kernels import route
 from tests.kernels import rows_checks as checks
 
 
-@pytest.mark.parametrize("case", checks.ROUTING_CASES)
+@pytest.mark.parametrize("case", checks.ROUTING_CASES | checks.LARGE_ROUTING_CASES)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_reference_equals_the_loops(case, dtype, tolerance):
     checks.check_routing(route, case, dtype, tolerance, lowest=False)
