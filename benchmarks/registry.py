@@ -4,7 +4,7 @@ A rival computes the same numbers another way that people use. ``build(shape, de
 candidates by name, ours first; each is a function of no argument that runs forward and backward.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
-and F output features, E experts, V vocabulary.
+and F output features, E experts, C experts chosen per token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from kexa.kernels import (
     global_attention,
     grouped_gemm,
     linear_cross_entropy,
+    rms_norm,
+    route,
+    swiglu,
     window_attention,
 )
 from kexa.kernels.attention.reference import visible
@@ -108,6 +111,54 @@ def cross_entropy_candidates(shape: Shape, device: str) -> Candidates:
     }
 
 
+def norm_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, PyTorch's own (which rounds once, after the weight), and the norm written out."""
+    x, w = _normal(device, shape["N"], shape["D"]), _normal(device, shape["D"])
+    d_out = _normal(device, *x.shape).detach()
+
+    def written_out():
+        wide = x.float()
+        return w * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+    return {
+        "kexa": _step(lambda: rms_norm(x, w, 1e-5), (x, w), d_out),
+        "F.rms_norm": _step(lambda: F.rms_norm(x, w.shape, w, 1e-5), (x, w), d_out),
+        "written out": _step(written_out, (x, w), d_out),
+    }
+
+
+def swiglu_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours and two operations, on the halves of the experts' up product."""
+    gate_up = _normal(device, shape["N"], 2 * shape["F"])
+    d_out = _normal(device, shape["N"], shape["F"]).detach()
+
+    def halves(glu):
+        return _step(lambda: glu(*gate_up.chunk(2, dim=-1)), (gate_up,), d_out)
+
+    return {"kexa": halves(swiglu), "F.silu * up": halves(lambda gate, up: F.silu(gate) * up)}
+
+
+def routing_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours and PyTorch's top-k with argsort and scatter, in fp32 as routers are."""
+    N, E, C = (shape[n] for n in "NEC")
+    generator = torch.Generator().manual_seed(0)
+    scores, keys = torch.randn(2, N, E, generator=generator).sigmoid().to(device)
+    scores, d_out = scores.requires_grad_(), _normal(device, N, C).detach().float()
+
+    def topk_argsort():
+        chosen = keys.topk(C, dim=-1, sorted=False).indices
+        gates = scores.gather(1, chosen)
+        gates = gates / (gates.sum(-1, keepdim=True) + 1e-20) * 2.5
+        order = chosen.flatten().argsort(stable=True)
+        hits = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
+        hits.sum(0).long().cumsum(0).to(torch.int32)
+        torch.empty_like(order).scatter_(0, order, torch.arange(N * C, device=device))
+        return gates
+
+    ours = _step(lambda: route(scores, keys, C, True, 2.5).gates_NK, (scores,), d_out)
+    return {"kexa": ours, "topk, argsort": _step(topk_argsort, (scores,), d_out)}
+
+
 OPERATIONS = (
     Operation(
         "window attention",
@@ -148,6 +199,27 @@ OPERATIONS = (
         cross_entropy_candidates,
         cpu=({"N": 2048, "D": 128, "V": 6144}, {"N": 2048, "D": 256, "V": 4096}),
         cuda=({"N": 4096, "D": 6144, "V": 153600},),
+    ),
+    Operation(
+        "RMSNorm",
+        "RMSNorm",
+        norm_candidates,
+        cpu=({"N": 2048, "D": 256}, {"N": 16384, "D": 32}),
+        cuda=({"N": 8192, "D": 6144}, {"N": 524288, "D": 128}),
+    ),
+    Operation(
+        "SwiGLU",
+        "SwiGLU",
+        swiglu_candidates,
+        cpu=({"N": 8192, "F": 128},),
+        cuda=({"N": 65536, "F": 2048},),
+    ),
+    Operation(
+        "routing",
+        "routing",
+        routing_candidates,
+        cpu=({"N": 2048, "E": 16, "C": 4}, {"N": 2048, "E": 128, "C": 8}),
+        cuda=({"N": 8192, "E": 128, "C": 8},),
     ),
 )
 

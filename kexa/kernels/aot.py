@@ -25,8 +25,11 @@ from triton.compiler import ASTSource
 from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
 from kexa.kernels.cross_entropy import triton as cross_entropy
+from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.launch import Launch
+from kexa.kernels.norm import triton as norm
+from kexa.kernels.routing import triton as routing
 
 SHARED_LIMIT = 227 * 1024  # bytes one block may use on sm_90 and sm_100
 TENSOR_CORE = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the instruction that reaches full rate
@@ -36,6 +39,7 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 
@@ -122,6 +126,25 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield name, cross_entropy.gradient_launch(h, chunk, targets, chosen, dz, first=8192)
     yield f"{name}, dh", cross_entropy.product_launch(dz, chunk, weight, dh, add=True)
     yield f"{name}, dw", cross_entropy.product_launch(dz.T, h, weight, chunk, add=False)
+    residual, heads = torch.empty(tokens, D, **bf16), torch.empty(tokens * H, K, **bf16)
+    for name, rows_ND in {"RMSNorm": residual, "RMSNorm, heads": heads}.items():
+        weight, scales = rows_ND[0], torch.empty(len(rows_ND), **fp32)
+        shares = torch.empty(norm.shares(rows_ND), rows_ND.shape[1], **fp32)
+        yield name, norm.forward_launch(rows_ND, weight, rows_ND, scales, model.rms_norm_eps)
+        yield name, norm.backward_launch(rows_ND, weight, scales, rows_ND, rows_ND, shares)
+    gate, up = torch.empty(rows, 2 * F, **bf16).chunk(2, dim=-1)
+    yield "SwiGLU", glu.forward_launch(gate, up, y)
+    yield "SwiGLU", glu.backward_launch(gate, up, y, y, y)
+    scores, top_k = torch.empty(tokens, E, **fp32), model.num_experts_per_tok
+    chosen = torch.empty(tokens, top_k, dtype=torch.int64, device="meta")
+    gates, pairs = torch.empty(tokens, top_k, **fp32), chosen.flatten()
+    R = routing.tile_tokens(scores)
+    counts = torch.empty(tokens // R, E, **int32)
+    weights = (model.norm_topk_prob, model.routed_scaling_factor)
+    yield "routing", routing.select_launch(scores, scores, chosen, gates, counts, *weights)
+    yield "routing", routing.scan_launch(counts, counts, ends)
+    yield "routing", routing.place_launch(chosen, counts, ends, pairs, pairs, ends, R)
+    yield "routing", routing.backward_launch(scores, chosen, gates, scores, *weights)
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -57,3 +57,13 @@ def linear_cross_entropy(rows: int, inputs: int, vocabulary: int, item: int = 2)
     """Forward pass: hidden states and the head's matrix are read once, no logit is written."""
     moved = item * inputs * (rows + vocabulary)
     return Cost(flops=2.0 * rows * inputs * vocabulary, bytes=float(moved))
+
+
+def rms_norm(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: square, add, scale and weigh every number; read it once, write it once."""
+    return Cost(flops=4.0 * rows * features, bytes=float(item * features * (2 * rows + 1)))
+
+
+def swiglu(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: reads gate and up, writes one number; an exponential counts as one FLOP."""
+    return Cost(flops=5.0 * rows * features, bytes=float(item * 3 * rows * features))

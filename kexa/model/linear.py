@@ -4,9 +4,8 @@ Every matrix product of a dense layer goes through :class:`Linear`, whose ``matm
 policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. The head
 has a second such function, the loss of its logits. Nothing has a bias (reported).
 
-RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's
-dtype and the result is rounded to that dtype before ``w`` is applied, as in the published
-implementation, so that logits agree with it to the last bits in every dtype.
+RMSNorm is ``w * x / sqrt(mean(x^2) + eps)`` with statistics in fp32 whatever the model's dtype:
+see :func:`kexa.kernels.rms_norm`.
 
 Legend: D hidden size, F inner size of a feed-forward block; ``...`` any leading axes.
 """
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kexa.kernels import linear_cross_entropy
+from kexa.kernels import linear_cross_entropy, rms_norm, swiglu
 
 
 class Linear(nn.Linear):
@@ -58,10 +57,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return normed.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -74,4 +70,4 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

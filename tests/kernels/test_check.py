@@ -55,3 +55,10 @@ def test_least_time_is_set_by_the_scarcer_resource():
     assert loss.flops == 560 and loss.bytes == 2 * (40 + 28)
     assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
+
+
+def test_costs_of_row_operations_are_their_bytes():
+    assert costs.rms_norm(rows=3, features=5).bytes == 2 * (15 + 5 + 15)  # x, weight, y
+    assert costs.swiglu(rows=3, features=5).bytes == 2 * 3 * 15  # gate, up, y
+    for cost in (costs.rms_norm(8192, 6144), costs.swiglu(65536, 2048)):
+        assert cost.least_seconds() == cost.bytes / costs.H100_BYTES

@@ -9,12 +9,18 @@ from kexa.kernels import (
     global_attention,
     grouped_gemm,
     linear_cross_entropy,
+    rms_norm,
+    route,
+    swiglu,
     window_attention,
 )
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.check import compare
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
+from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
+from kexa.kernels.norm import reference as norm_reference
+from tests.kernels import rows_checks
 
 pytestmark = pytest.mark.gpu
 
@@ -102,11 +108,15 @@ def test_no_call_waits_for_the_gpu():
     ends = torch.tensor([10, 10, 200, 256], dtype=torch.int32, device="cuda")
     targets = torch.arange(256, device="cuda") % 64
     weight_o, weight_y = torch.randn_like(q), torch.randn_like(x)
+    scores = torch.rand(256, 8, device="cuda", requires_grad=True)
     for mode in ("default", "error"):  # the first pass compiles, which may wait
         torch.cuda.set_sync_debug_mode(mode)
         window_attention(q, k, v, 128).backward(weight_o)
         grouped_gemm(x, w, ends).backward(weight_y)
         linear_cross_entropy(x, w[0], targets).backward()
+        rms_norm(q, q[0, 0, 0], 1e-5).backward(weight_o)
+        swiglu(x, x).backward(weight_y)
+        route(scores, scores.detach(), 2, True, 2.5).gates_NK.sum().backward()
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -132,3 +142,33 @@ def test_weights_past_two_billion_numbers():
     ends = torch.zeros(E, dtype=torch.int32, device="cuda")
     ends[-1] = 5
     assert bool((grouped_gemm(x, w, ends) == D).all())
+
+
+@pytest.mark.parametrize("rows, features", [(1, 128), (63, 100), (1000, 6144), (40000, 128)])
+def test_rms_norm_is_as_exact_as_pytorch(rows, features):
+    torch.manual_seed(0)
+    x, w, d_out = (
+        torch.randn(*s, features, dtype=torch.bfloat16, device="cuda")
+        for s in ((rows,), (), (rows,))
+    )
+    assert_as_exact_as_pytorch(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: norm_reference.rms_norm(x, w, 1e-5),
+        [x, w],
+        d_out,
+    )
+
+
+@pytest.mark.parametrize("rows, features", [(1, 1), (63, 100), (1000, 2048), (257, 18432)])
+def test_swiglu_is_as_exact_as_pytorch(rows, features):
+    torch.manual_seed(0)
+    gate, up, d_out = torch.randn(3, rows, features, dtype=torch.bfloat16, device="cuda")
+    assert_as_exact_as_pytorch(swiglu, glu_reference.swiglu, [gate, up], d_out)
+
+
+@pytest.mark.parametrize("case", rows_checks.ROUTING_CASES | rows_checks.LARGE_ROUTING_CASES)
+def test_routing_equals_its_definition(case):
+    def on_gpu(scores, keys, *arguments):
+        return [part.cpu() for part in route(scores.cuda(), keys.cuda(), *arguments)]
+
+    rows_checks.check_routing(on_gpu, case, torch.float32, 1e-5, lowest=True)
