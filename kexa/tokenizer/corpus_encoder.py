@@ -70,7 +70,7 @@ class CorpusEncoder:
         vocab, merges = bpe.parts(tokenizer)
         self._encoder = PreTokenEncoder(vocab, merges)
         self._may_cross = joins.may_cross(vocab, merges)
-        self._forget(_REMEMBERED)
+        self._forget(0)
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens]; no special tokens are read or added.
@@ -95,7 +95,7 @@ class CorpusEncoder:
             counts.append(len(found))
         text = _BETWEEN + "".join(part + _BETWEEN for part in parts)
         codes = cuts.codes_of(text)
-        starts, is_word = self._cut(text, codes, parts)
+        starts, is_word = self._cut(codes, parts, len(counts))
         room = 2 * len(starts)  # as many words, and fewer runs
         grown = self._table.characters > _REMEMBERED * _CHARACTERS
         if self._growing or grown or len(self._table) + room > self._table.room:
@@ -109,7 +109,7 @@ class CorpusEncoder:
         return ids, part_ends[np.cumsum(counts, dtype=np.int64)]
 
     def _cut(
-        self, text: str, codes: np.ndarray, parts: list[str]
+        self, codes: np.ndarray, parts: list[str], texts: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Where the words of all parts start, and which of the pieces are words."""
         found = cuts.word_starts(codes) if self._pattern == WORDS else None
@@ -122,7 +122,7 @@ class CorpusEncoder:
             sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
             is_word = [p != _BETWEEN and joins.sides(p)[0] for p in pieces]
             found = np.cumsum(sizes) - sizes, np.array(is_word, dtype=bool)
-        if len(parts) == 1 or not _PLACEHOLDER.search(text):
+        if len(parts) == texts:
             return found
         starts, is_word = found
         keep, begin = np.ones(len(starts), dtype=bool), 1
@@ -182,10 +182,10 @@ class CorpusEncoder:
     def _forget(self, room: int) -> None:
         """Start the table afresh: string -> number, and by number what is known of it."""
         self._growing = False  # True between batches: an interrupt left the table half written
-        self._table = StringTable(room)
         self._first, self._last = array("i"), array("i")  # tokens
         self._begins, self._sizes, self._ids = array("q"), array("i"), array("i")
         known = [_BETWEEN, *PLACEHOLDERS]
+        self._table = StringTable(room + len(known))
         sizes = np.fromiter(map(len, known), np.int64, len(known))
         self._table.number(cuts.codes_of("".join(known)), np.cumsum(sizes) - sizes, sizes)
         for ids in (self._first, self._last):

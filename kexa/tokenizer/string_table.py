@@ -57,22 +57,28 @@ class StringTable:
         assert len(self) + len(starts) <= self.room
         hashes = _hashes(codes, starts, sizes)
         slots = (hashes * np.uint64(_SPREAD) >> self._shift).astype(np.int64)
+        last = len(self._slots) - 1
         numbers, new = np.empty(len(starts), dtype=np.int32), []
         waiting = np.arange(len(starts), dtype=np.int32)
         while len(waiting):
-            found = self._slots[slots]
-            empty = np.flatnonzero(found < 0)
-            if len(empty):
-                self._slots[slots[empty]] = waiting[empty]  # one of those that want it gets it
-                empty = empty[self._slots[slots[empty]] == waiting[empty]]
-                new.append(waiting[empty])
-                self._slots[slots[empty]] = np.arange(len(self), len(self) + len(empty))
-                self._add(codes, hashes[new[-1]], starts[new[-1]], sizes[new[-1]])
-                found = self._slots[slots]
-            same = self._same(found, codes, hashes[waiting], starts[waiting], sizes[waiting])
-            numbers[waiting[same]] = found[same]
+            probing = waiting
+            while len(probing):
+                found = self._slots[slots[probing]]
+                empty = probing[found < 0]
+                if len(empty):
+                    self._slots[slots[empty]] = empty  # one of those that want it gets it
+                    empty = empty[self._slots[slots[empty]] == empty]
+                    self._slots[slots[empty]] = np.arange(len(self), len(self) + len(empty))
+                    self._add(codes, hashes[empty], starts[empty], sizes[empty])
+                    new.append(empty)
+                    found = self._slots[slots[probing]]
+                numbers[probing] = found
+                other = np.frombuffer(self._hashes, np.uint64)[found] != hashes[probing]
+                probing = probing[other]
+                slots[probing] = (slots[probing] + 1) & last
+            same = self._same(numbers[waiting], codes, starts[waiting], sizes[waiting])
             waiting = waiting[~same]
-            slots = (slots[~same] + 1) & (len(self._slots) - 1)
+            slots[waiting] = (slots[waiting] + 1) & last
         return numbers, new
 
     def _add(
@@ -88,16 +94,10 @@ class StringTable:
             column.frombytes(values.tobytes())
 
     def _same(
-        self,
-        numbers: np.ndarray,
-        codes: np.ndarray,
-        hashes: np.ndarray,
-        starts: np.ndarray,
-        sizes: np.ndarray,
+        self, numbers: np.ndarray, codes: np.ndarray, starts: np.ndarray, sizes: np.ndarray
     ) -> np.ndarray:
-        """Whether each string is the one kept under the number."""
-        same = np.frombuffer(self._hashes, np.uint64)[numbers] == hashes
-        same &= np.frombuffer(self._sizes, np.int64)[numbers] == sizes
+        """Whether each string is the one kept under its number."""
+        same = np.frombuffer(self._sizes, np.int64)[numbers] == sizes
         at = np.flatnonzero(same)
         sizes, kept = sizes[at], np.frombuffer(self._begins, np.int64)[numbers[at]]
         here = codes[spans(starts[at], sizes)]

@@ -53,14 +53,14 @@ def encode_corpus(
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _OFFSETS).unlink(missing_ok=True)
         with open(directory / _TOKENS, "wb") as file:
-            for rows in _encoded(tokenizer, _batches(documents), processes):
-                for row in rows:
-                    file.write(np.int32(bos).tobytes() + row.tobytes())
-                    lengths.append(len(row) + 1)
+            for ids, ends in _encoded(tokenizer, _batches(documents), processes):
+                sizes = np.diff(ends, prepend=0)
+                np.insert(ids, ends - sizes, bos).tofile(file)
+                lengths.append(sizes + 1)
     if not lengths:
         raise ValueError("no documents to encode; give at least one text")
     offsets = io.BytesIO()
-    np.save(offsets, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    np.save(offsets, np.cumsum(np.concatenate([[0], *lengths])))
     write_atomic(directory / _OFFSETS, offsets.getvalue())
     return open_corpus(directory)
 
@@ -99,15 +99,15 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _encoded(
     tokenizer: Tokenizer, batches: Iterator[list[str]], processes: int
-) -> Iterator[list[np.ndarray]]:
-    """The rows of every batch, in order."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids of every batch, and where its documents end in them; in order."""
     if processes == 1:
-        yield from map(CorpusEncoder(tokenizer).encode_batch, batches)
+        yield from map(CorpusEncoder(tokenizer).encode, batches)
         return
     context, waiting = multiprocessing.get_context("spawn"), collections.deque()
     with ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),)) as pool:
         for batch in batches:
-            waiting.append(pool.submit(_encode_batch, batch))
+            waiting.append(pool.submit(_encode, batch))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
         while waiting:
@@ -121,5 +121,5 @@ def _start(tokenizer: str) -> None:
     _encoder = CorpusEncoder(Tokenizer.from_str(tokenizer))
 
 
-def _encode_batch(batch: list[str]) -> list[np.ndarray]:
-    return _encoder.encode_batch(batch)
+def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    return _encoder.encode(batch)
