@@ -73,11 +73,11 @@ def word_starts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _attached(kind: np.ndarray) -> np.ndarray:
     """The marks that follow a letter, with nothing but marks between."""
-    mark = kind == _MARK
-    if not mark.any():
-        return mark
-    base = np.where(mark, 0, np.arange(len(kind)))
-    return mark & (kind[np.maximum.accumulate(base)] == _LETTER)
+    attached = np.zeros(len(kind), dtype=bool)
+    marks = np.flatnonzero(kind == _MARK)
+    first = np.diff(marks, prepend=-1) > 1  # of marks in a row
+    attached[marks] = (kind[marks[first] - 1] == _LETTER)[np.cumsum(first) - 1]
+    return attached
 
 
 def _contractions(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -98,12 +98,18 @@ class StringTable:
     ) -> np.ndarray:
         """Whether each string is the one kept under its number."""
         same = np.frombuffer(self._sizes, np.int64)[numbers] == sizes
-        at = np.flatnonzero(same)
-        sizes, kept = sizes[at], np.frombuffer(self._begins, np.int64)[numbers[at]]
-        here = codes[spans(starts[at], sizes)]
-        there = np.frombuffer(self._characters, np.uint32)[spans(kept, sizes)]
-        unlike = np.flatnonzero(here != there)
-        same[at[np.searchsorted(np.cumsum(sizes), unlike, "right")]] = False
+        if not same.all():
+            starts, sizes, numbers = starts[same], sizes[same], numbers[same]
+        ends = np.cumsum(sizes)
+        if len(starts) and starts[-1] + sizes[-1] - starts[0] == ends[-1]:  # end to end
+            here = codes[starts[0] : starts[0] + ends[-1]]
+        else:
+            here = codes[spans(starts, sizes)]
+        kept = np.frombuffer(self._begins, np.int64)[numbers]
+        unlike = here != np.frombuffer(self._characters, np.uint32)[spans(kept, sizes)]
+        if unlike.any():
+            found = np.searchsorted(ends, np.flatnonzero(unlike), "right")
+            same[np.flatnonzero(same)[found]] = False
         return same
 
 

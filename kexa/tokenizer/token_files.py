@@ -12,7 +12,7 @@ import io
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from kexa.tokenizer.splitter import require_text
 from kexa.tokenizer.vocabulary import BOS
 
 _CHARACTERS_PER_BATCH = 1 << 20
+_AHEAD = 8  # batches a process that wait for the one before them
 _TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
 
 
@@ -100,18 +101,23 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 def _encoded(
     tokenizer: Tokenizer, batches: Iterator[list[str]], processes: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The ids of every batch, and where its documents end in them; in order."""
+    """The ids of every batch, and where its documents end in them; in order.
+
+    This process encodes whatever the others have no room for, from the first batch on: while they
+    start, it already works.
+    """
+    encoder = CorpusEncoder(tokenizer)
     if processes == 1:
-        yield from map(CorpusEncoder(tokenizer).encode, batches)
+        yield from map(encoder.encode, batches)
         return
-    context, waiting = multiprocessing.get_context("spawn"), collections.deque()
-    with ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),)) as pool:
+    context, found = multiprocessing.get_context("spawn"), collections.deque()
+    with ProcessPoolExecutor(processes - 1, context, _start, (tokenizer.to_str(),)) as pool:
         for batch in batches:
-            waiting.append(pool.submit(_encode, batch))
-            if len(waiting) > 2 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            room = sum(not _done(each) for each in found) < 2 * (processes - 1)
+            found.append(pool.submit(_encode, batch) if room else encoder.encode(batch))
+            while found and (len(found) > _AHEAD * processes or _done(found[0])):
+                yield _result(found.popleft())
+        yield from map(_result, found)
 
 
 def _start(tokenizer: str) -> None:
@@ -123,3 +129,11 @@ def _start(tokenizer: str) -> None:
 
 def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return _encoder.encode(batch)
+
+
+def _done(found: Future | tuple[np.ndarray, np.ndarray]) -> bool:
+    return not isinstance(found, Future) or found.done()
+
+
+def _result(found: Future | tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return found.result() if isinstance(found, Future) else found
