@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from kexa.tokenizer import WORDS, cuts, joins, split
 
 NASTY = st.text(
-    " \n\r\t\x00\x1c\x85\u3000'sStTlLvVeErRmMdD\u017fK\u0301\u0308a\u00e91\u0663.:/-한あ\U0001f600\U00010400"
+    " \n\r\t\x00\x1c\x85\u3000'sStTlLvVeErRmMdD\u017fK"
+    "\u0301\u0308a\u00e91\u0663.:/-한あ\U0001f600\U00010400"
 )
 
 
