@@ -12,6 +12,10 @@ again only where a merge may cross the space between them:
    new goes to the library. A table of hashes says where a merge may cross: two pairs may share an
    entry, which makes a run longer than it need be and no id different.
 
+No step makes an object for each word: a batch is one array of characters, cut by
+:mod:`kexa.tokenizer.cuts` and numbered by :mod:`kexa.tokenizer.string_table`. Strings are made of
+what is new only.
+
 A vocabulary that has a merge within a word after one across a space keeps its phrases whole.
 
 Strings of special tokens are read as ordinary text: a corpus is foreign text, and a document that
@@ -20,48 +24,53 @@ spells ``<|user|>`` must not produce the control token. ``PLACEHOLDERS`` alone a
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
+import re
 from array import array
 from collections.abc import Iterable
 
 import numpy as np
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from kexa.tokenizer import bpe, joins
+from kexa.tokenizer import bpe, cuts, joins
 from kexa.tokenizer.pre_tokens import PreTokenEncoder
-from kexa.tokenizer.splitter import Splitter, nfc, require_text
+from kexa.tokenizer.splitter import nfc, require_text
+from kexa.tokenizer.string_table import StringTable, spans
 from kexa.tokenizer.vocabulary import BASELINE_WORDS, PHRASES, PLACEHOLDERS, WORDS
 
 _REMEMBERED = 1 << 20  # words and runs in the table before it is started afresh
+_CHARACTERS = 16  # of each of them on average, likewise
+_BETWEEN = chr(cuts.END)
+_PLACEHOLDER = re.compile(f"({'|'.join(map(re.escape, PLACEHOLDERS))})")
 
 
 class CorpusEncoder:
     """Encodes batches of texts; what it has seen makes the next batch faster, never different.
+
+    The table holds at most ``_REMEMBERED`` strings (about 150 MB) and what one batch adds.
 
     Raises:
         ValueError: the tokenizer does not cut text by one of the patterns of this package.
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        cuts = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
-        patterns = [step.get("pattern", {}).get("Regex") for step in cuts.get("pretokenizers", [])]
+        steps = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+        patterns = [s.get("pattern", {}).get("Regex") for s in steps.get("pretokenizers", [])]
         if not patterns or patterns[0] not in (WORDS, PHRASES, BASELINE_WORDS):
             raise ValueError(
-                f"the tokenizer cuts text by {patterns[0] if patterns else cuts.get('type')!r}, "
+                f"the tokenizer cuts text by {patterns[0] if patterns else steps.get('type')!r}, "
                 "which is none of the patterns of kexa.tokenizer; use a tokenizer trained here, or "
                 "its own encode_batch"
             )
         stable = isinstance(tokenizer.normalizer, normalizers.NFC)
         self._normalise = nfc if stable else tokenizer.normalizer.normalize_str
         self._joins_words = patterns[0] == PHRASES
-        self._split = Splitter(WORDS if self._joins_words else patterns[0], PLACEHOLDERS)
+        self._pattern = WORDS if self._joins_words else patterns[0]
         self._placeholders = [tokenizer.token_to_id(token) for token in PLACEHOLDERS]
         vocab, merges = bpe.parts(tokenizer)
         self._encoder = PreTokenEncoder(vocab, merges)
         self._may_cross = joins.may_cross(vocab, merges)
-        self._forget()
+        self._forget(0)
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """The ids of each text, int32 [tokens]; no special tokens are read or added.
@@ -69,76 +78,118 @@ class CorpusEncoder:
         Raises:
             ValueError: a text is no ``str`` or holds a lone surrogate; the message has its number.
         """
-        words, ends = [], []
+        ids, ends = self.encode(texts)
+        return np.split(ids, ends[:-1]) if len(ends) else []
+
+    def encode(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts end to end, int32, and where each text ends in them, int64 [texts].
+
+        Raises:
+            ValueError: a text is no ``str`` or holds a lone surrogate; the message has its number.
+        """
+        parts, counts = [], []
         for i, text in enumerate(texts):
             require_text(text, f"text {i}")
-            words += self._split(self._normalise(text))
-            ends.append(len(words))
-        if self._growing or len(self._numbers) > _REMEMBERED:
-            self._forget()
-        ends = np.array(ends, dtype=np.int64)
-        units, unit_ends = self._units(words, ends)
-        lengths = np.frombuffer(self._sizes, np.int32)[units].astype(np.int64)
-        after = np.cumsum(lengths)
-        begins = np.frombuffer(self._begins, np.int64)[units]
-        where = np.repeat(begins - (after - lengths), lengths) + np.arange(lengths.sum())
-        row = np.frombuffer(self._ids, np.int32)[where]
-        after = np.concatenate([[0], after])
-        return np.split(row, after[unit_ends][:-1]) if len(ends) else []
+            found = _PLACEHOLDER.split(self._normalise(text))
+            parts += found
+            counts.append(len(found))
+        text = _BETWEEN + "".join(part + _BETWEEN for part in parts)
+        codes = cuts.codes_of(text)
+        starts, is_word = self._cut(codes, parts, len(counts))
+        room = 2 * len(starts)  # as many words, and fewer runs
+        grown = self._table.characters > _REMEMBERED * _CHARACTERS
+        if self._growing or grown or len(self._table) + room > self._table.room:
+            self._forget(_REMEMBERED + room)
+        units = self._units(text, codes, starts, is_word)
+        sizes = np.frombuffer(self._sizes, np.int32)[units].astype(np.int64)
+        ids = np.frombuffer(self._ids, np.int32)[
+            spans(np.frombuffer(self._begins, np.int64)[units], sizes)
+        ]
+        part_ends = np.cumsum(sizes)[units == 0]  # number 0 is what stands between
+        return ids, part_ends[np.cumsum(counts, dtype=np.int64)]
 
-    def _units(self, words: list[str], ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of the words and runs that the words make, and where each text ends in them."""
-        numbers = self._number(words)
-        if not self._joins_words or not len(numbers):
-            return numbers, ends
-        left, right = numbers[:-1], numbers[1:]
+    def _cut(
+        self, codes: np.ndarray, parts: list[str], texts: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where the words of all parts start, and which of the pieces are words."""
+        found = cuts.word_starts(codes) if self._pattern == WORDS else None
+        if found is None:
+            split = pre_tokenizers.Split(Regex(self._pattern), behavior="isolated")
+            pieces = [_BETWEEN]
+            for part in parts:
+                pieces += [piece for piece, _ in split.pre_tokenize_str(part)]
+                pieces.append(_BETWEEN)
+            sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+            is_word = [p != _BETWEEN and joins.sides(p)[0] for p in pieces]
+            found = np.cumsum(sizes) - sizes, np.array(is_word, dtype=bool)
+        if len(parts) == texts:
+            return found
+        starts, is_word = found
+        keep, begin = np.ones(len(starts), dtype=bool), 1
+        for part in parts:
+            if _PLACEHOLDER.fullmatch(part):
+                first, end = np.searchsorted(starts, [begin, begin + len(part)])
+                keep[first + 1 : end], is_word[first] = False, False
+            begin += len(part) + 1
+        return starts[keep], is_word[keep]
+
+    def _units(
+        self, text: str, codes: np.ndarray, starts: np.ndarray, is_word: np.ndarray
+    ) -> np.ndarray:
+        """Numbers of the words and runs that the words make."""
+        sizes = np.diff(starts, append=len(codes))
+        words = self._number(text, codes, starts, sizes)
+        if not self._joins_words:
+            return words
+        left, right = words[:-1], words[1:]
         last = np.frombuffer(self._last, np.int32)[left]
         first = np.frombuffer(self._first, np.int32)[right]
-        may_cross = self._may_cross[joins.hashed(last, first)]
-        joined = np.zeros(len(numbers) + 1, dtype=bool)  # [i]: word i to the word before it
-        joined[1:-1] = np.frombuffer(self._core, bool)[left]
-        joined[1:-1] &= np.frombuffer(self._opens, bool)[right] & may_cross
-        joined[ends] = False
-        starts = np.flatnonzero(~joined[:-1])
-        sizes = np.diff(starts, append=len(numbers))
-        units = numbers[starts]
-        several = np.flatnonzero(sizes > 1)
-        spans = zip(starts[several].tolist(), (starts + sizes)[several].tolist(), strict=True)
-        units[several] = self._number(["".join(words[a:b]) for a, b in spans])
-        return units, np.searchsorted(starts, ends)
+        joined = np.zeros(len(words), dtype=bool)  # [i]: word i to the word before it
+        joined[1:] = is_word[:-1] & is_word[1:] & (codes[starts[1:]] == ord(" "))
+        joined[1:] &= self._may_cross[joins.hashed(last, first)]
+        begins = np.flatnonzero(~joined)
+        units = words[begins]
+        several = np.flatnonzero(np.diff(begins, append=len(words)) > 1)
+        run_starts = starts[begins]
+        run_sizes = np.diff(run_starts, append=len(codes))
+        units[several] = self._number(text, codes, run_starts[several], run_sizes[several])
+        return units
 
-    def _number(self, strings: list[str]) -> np.ndarray:
+    def _number(
+        self, text: str, codes: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+    ) -> np.ndarray:
         """The place of each string in the table; new ones are encoded and added."""
-        known, self._growing = len(self._numbers), True
-        numbers = np.fromiter(map(self._numbers.__getitem__, strings), np.int64, len(strings))
-        places = np.flatnonzero(numbers >= known)
-        _, first = np.unique(numbers[places], return_index=True)
-        new = [strings[i] for i in places[first].tolist()]
-        ids, lengths = self._encoder(new)
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        sides = [joins.sides(string) for string in new]
-        self._core.extend([is_word for is_word, _ in sides])
-        self._opens.extend([opens for _, opens in sides])
-        self._first.frombytes(ids[starts].tobytes())
-        self._last.frombytes(ids[ends - 1].tobytes())
-        self._begins.frombytes((starts + len(self._ids)).tobytes())
-        self._sizes.frombytes(lengths.astype(np.int32).tobytes())
-        self._ids.frombytes(ids.tobytes())
+        self._growing = True
+        numbers, new = self._table.number(codes, starts, sizes)
+        ends = (starts[new] + sizes[new]).tolist()
+        strings = [text[a:b] for a, b in zip(starts[new].tolist(), ends, strict=True)]
+        self._remember(*self._encoder(strings))
         self._growing = False
         return numbers
 
-    def _forget(self) -> None:
+    def _remember(self, ids: np.ndarray, sizes: np.ndarray) -> None:
+        """Keep the ids of the strings that the table has just numbered."""
+        ends = np.cumsum(sizes)
+        for column, values in (
+            (self._first, ids[ends - sizes]),
+            (self._last, ids[ends - 1]),
+            (self._begins, ends - sizes + len(self._ids)),
+            (self._sizes, sizes.astype(np.int32)),
+            (self._ids, ids),
+        ):
+            column.frombytes(values.tobytes())
+
+    def _forget(self, room: int) -> None:
         """Start the table afresh: string -> number, and by number what is known of it."""
         self._growing = False  # True between batches: an interrupt left the table half written
-        self._numbers = collections.defaultdict(itertools.count().__next__)
-        self._core, self._opens = array("b"), array("b")  # a word; a word after one space
         self._first, self._last = array("i"), array("i")  # tokens
         self._begins, self._sizes, self._ids = array("q"), array("i"), array("i")
-        for token, i in zip(PLACEHOLDERS, self._placeholders, strict=True):
-            self._begins.append(self._numbers[token])  # one token each, so the number is the place
-            self._sizes.append(1)
-            for side in (self._core, self._opens):
-                side.append(False)
-            for ids in (self._first, self._last, self._ids):
-                ids.append(i)
+        known = [_BETWEEN, *PLACEHOLDERS]
+        self._table = StringTable(room + len(known))
+        sizes = np.fromiter(map(len, known), np.int64, len(known))
+        self._table.number(cuts.codes_of("".join(known)), np.cumsum(sizes) - sizes, sizes)
+        for ids in (self._first, self._last):
+            ids.extend([0, *self._placeholders])  # never looked at: these are no words
+        self._ids.extend(self._placeholders)
+        self._sizes.extend([0, *(1 for _ in PLACEHOLDERS)])
+        self._begins.extend([0, *range(len(PLACEHOLDERS))])

@@ -31,6 +31,7 @@ from kexa.tokenizer import bpe
 
 _TOGETHER = 64  # pre-tokens in one text for the library
 _CUT = " "
+_APART = "\udcff"  # written as the byte 0xFF, which UTF-8 never has
 WINDOW = 4096  # bytes between the starts of two windows
 OVERLAP = 512  # bytes that two windows share
 _BATCH = 1 << 14
@@ -61,12 +62,17 @@ class PreTokenEncoder:
 
     def _encode(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The same for strings that are not empty, each encoded whole."""
-        data = [s.encode("utf-8").decode("latin-1").translate(_CHARACTERS) for s in strings]
-        texts = [_CUT.join(data[i : i + _TOGETHER]) for i in range(0, len(data), _TOGETHER)]
+        data = _APART.join([*strings, ""]).encode("utf-8", "surrogateescape")
+        data = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(data == 0xFF)  # no byte of UTF-8
+        text = _CHARACTERS[data].tobytes().decode("utf-16-le")
+        cuts = ends[_TOGETHER - 1 : -1 : _TOGETHER].tolist()
+        parts = zip([0, *(i + 1 for i in cuts)], [*cuts, len(text) - 1], strict=True)
+        texts = [text[a:b] for a, b in parts if a < b]
         found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = array("i", itertools.chain.from_iterable(encoding.ids for encoding in found))
         ids = np.array(ids, dtype=np.int32)
-        ends = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
+        ends = ends - np.arange(len(ends))  # without the cuts
         token_ends = np.cumsum(self._lengths[ids])
         return ids, np.diff(np.searchsorted(token_ends, ends) + 1, prepend=0)
 
@@ -94,7 +100,10 @@ class PreTokenEncoder:
         return np.cumsum(self._lengths[ids]) - self._lengths[ids]
 
 
-_CHARACTERS = {byte: character for character, byte in bpe.byte_of_character().items()}
+_CHARACTERS = np.zeros(256, dtype="<u2")
+for _character, _byte in bpe.byte_of_character().items():
+    _CHARACTERS[_byte] = ord(_character)
+_CHARACTERS[0xFF] = ord(_CUT)
 
 
 def encode(vocab: list[str], merges: list[bpe.Merge], counts: Mapping[str, int]) -> bpe.Encoded:

@@ -12,7 +12,7 @@ import io
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from kexa.tokenizer.splitter import require_text
 from kexa.tokenizer.vocabulary import BOS
 
 _CHARACTERS_PER_BATCH = 1 << 20
+_AHEAD = 8  # batches a process that wait for the one before them
 _TOKENS, _OFFSETS = "tokens.bin", "offsets.npy"
 
 
@@ -53,14 +54,14 @@ def encode_corpus(
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _OFFSETS).unlink(missing_ok=True)
         with open(directory / _TOKENS, "wb") as file:
-            for rows in _encoded(tokenizer, _batches(documents), processes):
-                for row in rows:
-                    file.write(np.int32(bos).tobytes() + row.tobytes())
-                    lengths.append(len(row) + 1)
+            for ids, ends in _encoded(tokenizer, _batches(documents), processes):
+                sizes = np.diff(ends, prepend=0)
+                np.insert(ids, ends - sizes, bos).tofile(file)
+                lengths.append(sizes + 1)
     if not lengths:
         raise ValueError("no documents to encode; give at least one text")
     offsets = io.BytesIO()
-    np.save(offsets, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    np.save(offsets, np.cumsum(np.concatenate([[0], *lengths])))
     write_atomic(directory / _OFFSETS, offsets.getvalue())
     return open_corpus(directory)
 
@@ -99,19 +100,24 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _encoded(
     tokenizer: Tokenizer, batches: Iterator[list[str]], processes: int
-) -> Iterator[list[np.ndarray]]:
-    """The rows of every batch, in order."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The ids of every batch, and where its documents end in them; in order.
+
+    This process encodes whatever the others have no room for, from the first batch on: while they
+    start, it already works.
+    """
+    encoder = CorpusEncoder(tokenizer)
     if processes == 1:
-        yield from map(CorpusEncoder(tokenizer).encode_batch, batches)
+        yield from map(encoder.encode, batches)
         return
-    context, waiting = multiprocessing.get_context("spawn"), collections.deque()
-    with ProcessPoolExecutor(processes, context, _start, (tokenizer.to_str(),)) as pool:
+    context, found = multiprocessing.get_context("spawn"), collections.deque()
+    with ProcessPoolExecutor(processes - 1, context, _start, (tokenizer.to_str(),)) as pool:
         for batch in batches:
-            waiting.append(pool.submit(_encode_batch, batch))
-            if len(waiting) > 2 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            room = sum(not _done(each) for each in found) < 2 * (processes - 1)
+            found.append(pool.submit(_encode, batch) if room else encoder.encode(batch))
+            while found and (len(found) > _AHEAD * processes or _done(found[0])):
+                yield _result(found.popleft())
+        yield from map(_result, found)
 
 
 def _start(tokenizer: str) -> None:
@@ -121,5 +127,13 @@ def _start(tokenizer: str) -> None:
     _encoder = CorpusEncoder(Tokenizer.from_str(tokenizer))
 
 
-def _encode_batch(batch: list[str]) -> list[np.ndarray]:
-    return _encoder.encode_batch(batch)
+def _encode(batch: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    return _encoder.encode(batch)
+
+
+def _done(found: Future | tuple[np.ndarray, np.ndarray]) -> bool:
+    return not isinstance(found, Future) or found.done()
+
+
+def _result(found: Future | tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return found.result() if isinstance(found, Future) else found
