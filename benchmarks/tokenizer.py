@@ -51,7 +51,7 @@ from kexa.tokenizer import (
 )
 from kexa.tokenizer.splitter import nfc
 
-ROUNDS = 3
+ROUNDS = 5
 _SAMPLE = 1_000_000  # characters of each category that the encoders are compared on
 _REDRAWN = 0.1
 _GROWTH = 0.6  # distinct words grow as text to this power (0.5 to 0.8 by category of the corpus)
