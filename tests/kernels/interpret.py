@@ -22,8 +22,10 @@ from kexa.kernels import attention as attention_package
 from kexa.kernels import grouped as grouped_package
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
+from tests.kernels import fp8_checks
 from tests.kernels import kernel_checks as checks
 from tests.kernels.mutants import FAULTS
 
@@ -95,6 +97,17 @@ def dispatch_reaches_the_kernels() -> None:
     assert grouped_package.grouped_gemm(x, w, ends).grad_fn.name() == "_GroupedGemmBackward"
 
 
+def every_code() -> None:
+    """All finite codes, the midpoints between them and their neighbours, in tiles of scale 1."""
+    values = torch.from_numpy(fp8_checks.GRID).float()
+    middle = (values[1:] + values[:-1]) / 2
+    around = [values, middle, middle.nextafter(middle + 1), middle.nextafter(middle - 1)]
+    values = torch.cat([*around, *(-v for v in around)])
+    x = torch.full((len(values), 2), 448.0)
+    x[:, 0] = values
+    fp8_checks.assert_same_bits(fp8.quantize_rows(x), fp8_checks.rows_by_tiles(x), "every code")
+
+
 def equal_bits() -> None:
     q, k, v, window, ids, d_out = checks.attention_inputs("window over two tiles", torch.float32)
     first, second = (
@@ -135,6 +148,8 @@ def main() -> None:
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
     }
+    for name, (function, check) in fp8_checks.OPERATIONS.items():
+        operations[name] = (fp8, function, check, fp8_checks.CASES)
     report: dict[str, dict[str, str]] = {"checks": {}, "faults": {}}
     with np.errstate(invalid="raise", divide="raise", over="raise"):
         for name, (module, function, check, cases) in operations.items():
@@ -159,6 +174,7 @@ SINGLE_CHECKS = (
     bfloat16_is_refused,
     dispatch_reaches_the_kernels,
     equal_bits,
+    every_code,
 )
 
 if __name__ == "__main__":

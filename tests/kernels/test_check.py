@@ -53,3 +53,10 @@ def test_least_time_is_set_by_the_scarcer_resource():
     assert cost.flops == 240 and cost.bytes == 2 * (24 + 70)
     assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
+
+
+def test_fp8_product_moves_codes_scales_and_bf16_rows():
+    cost = costs.scaled_gemm(rows=256, inputs=128, outputs=384, experts_used=2)
+    assert cost.flops == 2 * 256 * 128 * 384
+    codes, scales = 2 * 384 * 128 + 256 * 128, 2 * 3 + 256
+    assert cost.bytes == codes + 4 * scales + 2 * 256 * 384

@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexa.kernels import grouped_gemm
+from kexa.kernels.fp8.emulated import quantize, quantize_ragged, round_e4m3_
 from kexa.train import set_numerics
 from kexa.train.fp8 import (
     bf16_grouped_gemm,
     bf16_matmul,
     fp8_grouped_gemm,
     fp8_matmul,
-    quantize,
-    quantize_ragged,
     round_bf16,
-    round_e4m3_,
 )
 from tests.train.conftest import batch_at, loss_fn
 
