@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from kexa.kernels import global_attention, grouped_gemm, window_attention
 from kexa.kernels.attention.reference import visible
+from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
 
 Candidates = dict[str, Callable[[], None]]
 Shape = dict[str, int]
@@ -82,6 +83,30 @@ def grouped_candidates(shape: Shape, device: str) -> Candidates:
     }
 
 
+def fp8_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours (emulated on a CPU), the product without FP8, and PyTorch's FP8 product."""
+    x, w = _normal(device, shape["N"], shape["D"]), _normal(device, shape["F"], shape["D"])
+    d_out = _normal(device, shape["N"], shape["F"]).detach()
+    return {
+        "kexa": _step(lambda: fp8_matmul(x, w), (x, w), d_out),
+        "product without FP8": _step(lambda: x @ w.T, (x, w), d_out),
+        "torch._scaled_mm, a scale per row": _step(lambda: _ScaledMm.apply(x, w), (x, w), d_out),
+    }
+
+
+def fp8_grouped_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours (on a CPU emulated) and the grouped product that rounds nothing to FP8."""
+    N, D, out, E = (shape[n] for n in "NDFE")
+    x, w, d_out = _normal(device, N, D), _normal(device, E, out, D), _normal(device, N, out)
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(0, E, (N,), generator=generator).bincount(minlength=E).cumsum(0)
+    offsets, d_out = ends.int().to(device), d_out.detach()
+    return {
+        "kexa": _step(lambda: fp8_grouped_gemm(x, w, offsets), (x, w), d_out),
+        "grouped GEMM without FP8": _step(lambda: grouped_gemm(x, w, offsets), (x, w), d_out),
+    }
+
+
 OPERATIONS = (
     Operation(
         "window attention",
@@ -116,7 +141,45 @@ OPERATIONS = (
         ),
         cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
     ),
+    Operation(
+        "FP8 GEMM",
+        "FP8 GEMM",
+        fp8_candidates,
+        cpu=({"N": 4096, "D": 512, "F": 512},),
+        cuda=({"N": 8192, "D": 6144, "F": 8192},),
+    ),
+    Operation(
+        "FP8 grouped GEMM",
+        "FP8 GEMM",
+        fp8_grouped_candidates,
+        cpu=({"N": 4096, "D": 128, "F": 128, "E": 8},),
+        cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
+    ),
 )
+
+
+class _ScaledMm(torch.autograd.Function):
+    """The three products of ``x w^T`` by PyTorch's FP8 product with a scale per row, in BF16."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return _scaled_mm(x, w)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return _scaled_mm(dy, w.T), _scaled_mm(dy.T, x.T)
+
+
+def _scaled_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``a b^T``, both quantised here."""
+    codes, scales = [], []
+    for x in (a, b):
+        scales.append(x.abs().amax(1, keepdim=True).float().clamp(min=1e-4) / 448)
+        codes.append((x / scales[-1]).to(torch.float8_e4m3fn))
+    y = torch._scaled_mm(codes[0], codes[1].T, scales[0], scales[1].T, out_dtype=torch.bfloat16)
+    return y.to(a.dtype)
 
 
 def _normal(device: str, *shape: int) -> torch.Tensor:
