@@ -9,6 +9,7 @@ Import order: this package knows nothing of the model; the model calls it.
 """
 
 from kexa.kernels.attention import global_attention, window_attention
+from kexa.kernels.decode import decode_attention
 from kexa.kernels.dispatch import use_triton
 from kexa.kernels.fp8 import (
     Scaled,
@@ -23,6 +24,7 @@ from kexa.kernels.grouped import grouped_gemm
 
 __all__ = [
     "Scaled",
+    "decode_attention",
     "global_attention",
     "grouped_gemm",
     "quantize_blocks",

@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.decode import triton as decode
 from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.launch import Launch
@@ -37,6 +38,7 @@ _POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 
@@ -130,6 +132,17 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "FP8 grouped GEMM", fp8.gemm_launch(x_rows, blocks, ends, y)
     yield "FP8 grouped GEMM, transposed", fp8.gemm_launch(y_rows, blocks_t, ends, x)
     yield "FP8 grouped GEMM", fp8.weight_gemm_launch(y_tokens, x_tokens, ends, w)
+    rows, drafted = 16, 4  # a batch being decoded, four tokens each
+    q = torch.empty(rows, drafted, H, K, **bf16).transpose(1, 2)
+    position = torch.empty(rows, drafted, dtype=torch.int64, device="meta")
+    for slots, window in ((model.sliding_window + 8, model.sliding_window), (65536, None)):
+        k = torch.empty(rows, G, slots, K, **bf16)
+        o, lse = decode.buffers(q, slots, window)
+        yield (
+            "decode attention",
+            decode.attend_launch(q, k, k, position, position[:, 0], o, lse, window),
+        )
+    yield "decode attention", decode.combine_launch(o, lse, q)
 
 
 def _fp8(rows: int, columns: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,10 +22,11 @@ from kexa.kernels import attention as attention_package
 from kexa.kernels import grouped as grouped_package
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.decode import triton as decode
 from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
-from tests.kernels import fp8_checks
+from tests.kernels import decode_checks, fp8_checks
 from tests.kernels import kernel_checks as checks
 from tests.kernels.mutants import FAULTS
 
@@ -147,6 +148,7 @@ def main() -> None:
     operations = {
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
+        "decode": (decode, "decode_attention", decode_checks.check, decode_checks.CASES),
     }
     for name, (function, check) in fp8_checks.OPERATIONS.items():
         operations[name] = (fp8, function, check, fp8_checks.CASES)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kexa.config import ROOT
-from tests.kernels import fp8_checks
+from tests.kernels import decode_checks, fp8_checks
 from tests.kernels.kernel_checks import ATTENTION_CASES, GROUPED_CASES
 from tests.kernels.mutants import FAULTS
 
@@ -19,6 +19,7 @@ CASES += [f"grouped: {case}" for case in GROUPED_CASES]
 CASES += ["attention_gradcheck", "grouped_gradcheck", "addresses_past_two_billion"]
 CASES += ["bfloat16_is_refused", "dispatch_reaches_the_kernels", "equal_bits"]
 CASES += [f"{name}: {case}" for name in fp8_checks.OPERATIONS for case in fp8_checks.CASES]
+CASES += [f"decode: {case}" for case in decode_checks.CASES]
 CASES += ["every_code"]
 
 FAULT_NAMES = [f"{op}: {name}" for op, faults in FAULTS.items() for name in faults]
