@@ -1,10 +1,11 @@
 """What is measured: each operation with its rivals and shapes, as data.
 
 A rival computes the same numbers another way that people use. ``build(shape, device)`` returns the
-candidates by name, ours first; each is a function of no argument that runs forward and backward.
+candidates by name, ours first; each is a function of no argument that runs forward and backward
+(decoding: forward) and returns the output.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
-and F output features, E experts.
+and F output features, E experts, S slots of a cache.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kexa.kernels import global_attention, grouped_gemm, window_attention
+from kexa.kernels import decode_attention, global_attention, grouped_gemm, window_attention
 from kexa.kernels.attention.reference import visible
+from kexa.kernels.decode.reference import visible_slots
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
 
-Candidates = dict[str, Callable[[], None]]
+Candidates = dict[str, Callable[[], torch.Tensor]]
 Shape = dict[str, int]
 
 
@@ -107,6 +109,21 @@ def fp8_grouped_candidates(shape: Shape, device: str) -> Candidates:
     }
 
 
+def decode_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, and PyTorch's attention to all slots under the same mask. Without W a global layer."""
+    B, T, H, G, K, S = (shape[n] for n in "BTHGKS")
+    window = shape.get("W")
+    q = _normal(device, B, T, H, K).detach().transpose(1, 2)
+    k, v = (_normal(device, B, G, S, K).detach() for _ in "kv")
+    position = torch.full((B, 1), S - T, device=device) + torch.arange(T, device=device)
+    start = torch.zeros(B, dtype=torch.int64, device=device)
+    mask = visible_slots(position, start, S, window)
+    return {
+        "kexa": lambda: decode_attention(q, k, v, position, start, window, mask),
+        "SDPA, same mask": lambda: _sdpa(q, k, v, mask),
+    }
+
+
 OPERATIONS = (
     Operation(
         "window attention",
@@ -155,6 +172,19 @@ OPERATIONS = (
         cpu=({"N": 4096, "D": 128, "F": 128, "E": 8},),
         cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
     ),
+    Operation(
+        "decode attention",
+        "decode attention",
+        decode_candidates,
+        cpu=(
+            {"B": 16, "T": 1, "H": 8, "G": 2, "K": 32, "S": 136, "W": 128},
+            {"B": 1, "T": 1, "H": 8, "G": 2, "K": 32, "S": 65536},
+        ),
+        cuda=(
+            {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 136, "W": 128},
+            {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 65536},
+        ),
+    ),
 )
 
 
@@ -200,7 +230,9 @@ def _sdpa(q, k, v, mask) -> torch.Tensor:
 
 
 def _step(forward: Callable, leaves: tuple, d_out: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        torch.autograd.grad(forward(), leaves, d_out)
+    def run() -> torch.Tensor:
+        out = forward()
+        torch.autograd.grad(out, leaves, d_out)
+        return out
 
     return run

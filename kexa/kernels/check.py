@@ -25,6 +25,7 @@ import torch
 
 from kexa.kernels import (
     Scaled,
+    decode_attention,
     fp8,
     global_attention,
     grouped_gemm,
@@ -32,6 +33,7 @@ from kexa.kernels import (
     window_attention,
 )
 from kexa.kernels.attention import reference as attention_reference
+from kexa.kernels.decode import reference as decode_reference
 from kexa.kernels.fp8 import reference as fp8_reference
 from kexa.kernels.grouped import reference as grouped_reference
 
@@ -156,6 +158,25 @@ def _fp8(device: str, dtype: torch.dtype):
     return products(fp8), products(fp8_reference), inputs, None
 
 
+def _decode(device: str, dtype: torch.dtype):
+    """Two rows, one with padding inside its window, on a ring that wrapped."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 3, 40), *[(2, 2, WINDOW + 8, 40)] * 2)
+    inputs = [_normal(generator, s, device, dtype) for s in shapes]
+    position = torch.tensor([[40], [TOKENS]], device=device) + torch.arange(3, device=device)
+    where = position, torch.tensor([20, 0], device=device)
+
+    @torch.no_grad()
+    def op(q, k, v):
+        return decode_attention(q, k, v, *where, WINDOW)
+
+    def reference(q, k, v):
+        mask = decode_reference.visible_slots(*where, k.shape[2], WINDOW)
+        return decode_reference.decode_attention(q, k, v, mask)
+
+    return op, reference, inputs, None
+
+
 def _normal(generator: torch.Generator, shape, device: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(device, dtype)
 
@@ -165,6 +186,7 @@ OPERATIONS = {
     "global attention": _attention(None),
     "grouped GEMM": _grouped,
     "FP8 GEMM": _fp8,
+    "decode attention": _decode,
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kexa.kernels import fp8, global_attention, grouped_gemm, window_attention
+from kexa.kernels import decode_attention, fp8, global_attention, grouped_gemm, window_attention
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.check import check, compare
+from kexa.kernels.decode import reference as decode_reference
 from kexa.kernels.fp8 import reference as fp8_reference
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
-from tests.kernels import fp8_checks
+from tests.kernels import decode_checks, fp8_checks
 
 pytestmark = pytest.mark.gpu
 
@@ -138,3 +139,31 @@ def test_fp8_never_waits_for_the_gpu_and_repeats_its_bits():
         runs.append((dense, grouped, *gradients))
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("case", decode_checks.CASES)
+def test_decode_attention_is_as_exact_as_pytorch(case):
+    *inputs, position, start, window = decode_checks.inputs(case, torch.bfloat16)
+    inputs = [x.nan_to_num().cuda() for x in inputs]
+    position, start = position.cuda(), start.cuda()
+    mask = decode_reference.visible_slots(position, start, inputs[1].shape[2], window)
+
+    @torch.no_grad()
+    def op(q, k, v):
+        return decode_attention(q, k, v, position, start, window)
+
+    def plain(q, k, v):
+        return decode_reference.decode_attention(q, k, v, mask)
+
+    assert_as_exact_as_pytorch(op, plain, inputs, None)
+
+
+@pytest.mark.parametrize("case", decode_checks.CASES)
+def test_decode_attention_reads_no_slot_that_nobody_sees(case):
+    arguments = decode_checks.inputs(case, torch.bfloat16)
+    arguments = [x.cuda() if torch.is_tensor(x) else x for x in arguments]
+    for mode in ("default", "error"):  # the first pass compiles, which may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        out = decode_attention(*arguments)
+        torch.cuda.set_sync_debug_mode("default")
+    assert out.isfinite().all()
