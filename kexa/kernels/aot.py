@@ -132,7 +132,7 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "FP8 grouped GEMM", fp8.gemm_launch(x_rows, blocks, ends, y)
     yield "FP8 grouped GEMM, transposed", fp8.gemm_launch(y_rows, blocks_t, ends, x)
     yield "FP8 grouped GEMM", fp8.weight_gemm_launch(y_tokens, x_tokens, ends, w)
-    rows, drafted = 16, 4  # a batch being decoded, four tokens each
+    rows, drafted = 16, 8  # a batch being decoded, as many tokens each as a cache takes
     q = torch.empty(rows, drafted, H, K, **bf16).transpose(1, 2)
     position = torch.empty(rows, drafted, dtype=torch.int64, device="meta")
     for slots, window in ((model.sliding_window + 8, model.sliding_window), (65536, None)):

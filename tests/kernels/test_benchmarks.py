@@ -11,19 +11,8 @@ from benchmarks import __main__ as runner
 from benchmarks.registry import OPERATIONS
 from kexa.kernels.check import Check
 
-SMALL = {
-    "B": 1,
-    "T": 40,
-    "H": 2,
-    "G": 1,
-    "K": 16,
-    "W": 8,
-    "N": 50,
-    "D": 16,
-    "F": 16,
-    "E": 4,
-    "S": 60,
-}
+SMALL = {"B": 1, "T": 40, "H": 2, "G": 1, "K": 16, "W": 8, "S": 60}
+SMALL |= {"N": 50, "D": 16, "F": 16, "E": 4}
 
 OTHER = {  # some bound the cost, some round otherwise
     "SDPA, causal without window",

@@ -112,13 +112,14 @@ def attend_launch(q, k, v, position, begin, o, lse, window: int | None) -> Launc
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
     strides += [*o.stride()[:4], position.stride(0)]
     numbers = (B, G, R, T, S, window or 0, LOG2_E / math.sqrt(K))
-    TQ = min(64, max(16, triton.next_power_of_2(R * T)))
+    narrow = q.element_size() <= 2
+    TQ = min(64 if narrow else 16, max(16, triton.next_power_of_2(R * T)))
     split = SPLIT if splits > 1 else triton.next_power_of_2(S)
     block = max(16, triton.next_power_of_2(K))
-    tiles = (window is not None, split, K, block, TQ, 64 if q.element_size() <= 2 else 32)
+    tiles = (window is not None, split, K, block, TQ, 64 if narrow else 32)
     grid = (B * G, splits, triton.cdiv(R * T, TQ))
     arguments = (q, k, v, position, begin, o, lse, *strides, *numbers, *tiles)
-    return Launch(_attend, grid, arguments, warps=4, stages=2)
+    return Launch(_attend, grid, arguments, warps=8 if TQ > 32 else 4, stages=2)
 
 
 def combine_launch(parts, lse, o) -> Launch:

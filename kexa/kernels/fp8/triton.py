@@ -2,7 +2,8 @@
 
 Quantisers. One program owns whole tiles: it finds the largest magnitude, divides by the scale and
 rounds. Division is IEEE's (``div_rn``) and rounding to E4M3 is done in fp32 as in ``emulated.py``,
-so codes equal the emulation's bit for bit; the cast to the format that follows is exact.
+so codes equal the emulation's bit for bit; the cast to the format that follows is exact. (A NaN
+keeps to its own code here, where the emulation spreads it over its tile.)
 
 ``_gemm``. y[n] = w[e(n)] x[n] for a tile of TM rows by 128 outputs, tiles found as in
 ``kexa.kernels.grouped``. A block of 128 inputs is one product of codes, which starts from zero:
