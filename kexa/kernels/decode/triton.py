@@ -8,7 +8,7 @@ output and lse; ``_combine`` weighs the splits:
 
 A ring is one split and written at once. What a slot holds follows from the row's last position, so
 no mask is read; slots that nobody sees (stale, padding) are not read either. Time is set by the
-bytes of keys and values: neither a larger tile nor a faster product would help.
+bytes of keys and values; only 64 query rows (8 heads, 8 tokens) fill the full-rate instruction.
 
 Legend: B rows, T new tokens, S slots, H query heads, G key/value heads, R = H / G, K head size;
 TQ, TS tile sizes over queries and slots; BK = K rounded up to a power of two.
