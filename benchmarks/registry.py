@@ -5,7 +5,7 @@ candidates by name, ours first; each is a function of no argument that runs forw
 (decoding: forward) and returns the output.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
-and F output features, E experts, S slots of a cache.
+and F output features, E experts, C experts chosen per token, V vocabulary, S slots of a cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kexa.kernels import decode_attention, global_attention, grouped_gemm, window_attention
+from kexa.kernels import (
+    decode_attention,
+    global_attention,
+    grouped_gemm,
+    linear_cross_entropy,
+    rms_norm,
+    route,
+    swiglu,
+    window_attention,
+)
 from kexa.kernels.attention.reference import visible
 from kexa.kernels.decode.reference import visible_slots
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
@@ -124,6 +133,75 @@ def decode_candidates(shape: Shape, device: str) -> Candidates:
     }
 
 
+def cross_entropy_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, all logits at once, and slices of 256 rows that autograd keeps until the backward."""
+    N, D, V = (shape[n] for n in "NDV")
+    generator = torch.Generator().manual_seed(0)
+    h, w = _normal(device, N, D), (_normal(device, V, D).detach() / D**0.5).requires_grad_()
+    targets = torch.randint(0, V, (N,), generator=generator).to(device)
+    one = torch.ones((), device=device)
+
+    def plain(h, targets):
+        return F.cross_entropy((h @ w.T).float(), targets, reduction="sum")
+
+    def slices():
+        return sum(plain(x, y) for x, y in zip(h.split(256), targets.split(256), strict=True))
+
+    return {
+        "kexa": _step(lambda: linear_cross_entropy(h, w, targets), (h, w), one),
+        "logits, F.cross_entropy": _step(lambda: plain(h, targets), (h, w), one),
+        "slices of logits": _step(slices, (h, w), one),
+    }
+
+
+def norm_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, PyTorch's own (which rounds once, after the weight), and the norm written out."""
+    x, w = _normal(device, shape["N"], shape["D"]), _normal(device, shape["D"])
+    d_out = _normal(device, *x.shape).detach()
+
+    def written_out():
+        wide = x.float()
+        return w * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+    return {
+        "kexa": _step(lambda: rms_norm(x, w, 1e-5), (x, w), d_out),
+        "F.rms_norm": _step(lambda: F.rms_norm(x, w.shape, w, 1e-5), (x, w), d_out),
+        "written out": _step(written_out, (x, w), d_out),
+    }
+
+
+def swiglu_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours and two operations, on the halves of the experts' up product."""
+    gate_up = _normal(device, shape["N"], 2 * shape["F"])
+    d_out = _normal(device, shape["N"], shape["F"]).detach()
+
+    def halves(glu):
+        return _step(lambda: glu(*gate_up.chunk(2, dim=-1)), (gate_up,), d_out)
+
+    return {"kexa": halves(swiglu), "F.silu * up": halves(lambda gate, up: F.silu(gate) * up)}
+
+
+def routing_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours and PyTorch's top-k with argsort and scatter, in fp32 as routers are."""
+    N, E, C = (shape[n] for n in "NEC")
+    generator = torch.Generator().manual_seed(0)
+    scores, keys = torch.randn(2, N, E, generator=generator).sigmoid().to(device)
+    scores, d_out = scores.requires_grad_(), _normal(device, N, C).detach().float()
+
+    def topk_argsort():
+        chosen = keys.topk(C, dim=-1, sorted=False).indices
+        gates = scores.gather(1, chosen)
+        gates = gates / (gates.sum(-1, keepdim=True) + 1e-20) * 2.5
+        order = chosen.flatten().argsort(stable=True)
+        hits = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
+        hits.sum(0).long().cumsum(0).to(torch.int32)
+        torch.empty_like(order).scatter_(0, order, torch.arange(N * C, device=device))
+        return gates
+
+    ours = _step(lambda: route(scores, keys, C, True, 2.5).gates_NK, (scores,), d_out)
+    return {"kexa": ours, "topk, argsort": _step(topk_argsort, (scores,), d_out)}
+
+
 OPERATIONS = (
     Operation(
         "window attention",
@@ -184,6 +262,34 @@ OPERATIONS = (
             {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 136, "W": 128},
             {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 65536},
         ),
+    ),
+    Operation(
+        "linear cross-entropy",
+        "linear cross-entropy",
+        cross_entropy_candidates,
+        cpu=({"N": 2048, "D": 128, "V": 6144}, {"N": 2048, "D": 256, "V": 4096}),
+        cuda=({"N": 4096, "D": 6144, "V": 153600},),
+    ),
+    Operation(
+        "RMSNorm",
+        "RMSNorm",
+        norm_candidates,
+        cpu=({"N": 2048, "D": 256}, {"N": 16384, "D": 32}),
+        cuda=({"N": 8192, "D": 6144}, {"N": 524288, "D": 128}),
+    ),
+    Operation(
+        "SwiGLU",
+        "SwiGLU",
+        swiglu_candidates,
+        cpu=({"N": 8192, "F": 128},),
+        cuda=({"N": 65536, "F": 2048},),
+    ),
+    Operation(
+        "routing",
+        "routing",
+        routing_candidates,
+        cpu=({"N": 2048, "E": 16, "C": 4}, {"N": 2048, "E": 128, "C": 8}),
+        cuda=({"N": 8192, "E": 128, "C": 8},),
     ),
 )
 

@@ -51,7 +51,9 @@ class NotebookRun(Run):
         config = VisibleConfig(pipeline.config, stage)
         super().__init__(stage.name, config, pipeline.seed, pipeline.directory(stage))
         self.pipeline, self.device, self._source = pipeline, device, stage
-        self._fingerprint, self._begun = pipeline.fingerprint(stage), time.perf_counter()
+        self._begun = time.perf_counter()
+        if not os.environ.get(TOKEN):  # of the sources as they are now; the runner has its own
+            self._fingerprint = pipeline.fingerprint(stage)
 
     def finish(self) -> None:
         """As :meth:`kexa.record.Run.finish`; by hand, also what the runner would do after it."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ from kexa.stages import Stage
 TOKEN = "KEXA_STAGE_TOKEN"  # in a kernel's environment: the lock it may write under
 PARAMETERS = "KEXA_PARAMETERS"  # likewise: what `kexa run -p` set, for `require`
 SPEAKING = (  # errors whose message is all a user needs: no traceback
+    "BesideFailed",
     "Busy",
     "CannotWrite",
     "CheckFailed",
@@ -164,6 +166,10 @@ class Pipeline:
                 cwd=str(ROOT), progress_bar=False, start_timeout=180, autosave_cell_every=30,
                 config=encrypted,
             )  # fmt: skip
+        except (KeyboardInterrupt, SystemExit):
+            # nbclient leaves the cell's task behind, whose end asyncio would print as an error.
+            logging.getLogger("asyncio").disabled = True
+            raise
         except papermill.PapermillExecutionError as error:
             raise StageFailed(_cell_failure(stage, error)) from None
         except (RuntimeError, TimeoutError) as error:  # nbclient: the kernel died or never started

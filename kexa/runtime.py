@@ -35,12 +35,7 @@ def setup(config: RuntimeConfig, seed: int) -> Runtime:
     torch.utils.deterministic.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     seed_everything(seed)
-    cuda = torch.cuda.is_available()
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"runtime.device={config.device!r}; use 'auto', 'cpu' or 'cuda'")
-    if config.device == "cuda" and not cuda:
-        raise ConfigError("runtime.device='cuda' but torch sees no GPU; set 'auto' or 'cpu'")
-    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    device = device_of(config)
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     fp8 = has_fp8(device)
@@ -60,6 +55,20 @@ def setup(config: RuntimeConfig, seed: int) -> Runtime:
 def has_fp8(device: torch.device) -> bool:
     """Whether this device multiplies FP8 in hardware."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def device_of(config: RuntimeConfig) -> torch.device:
+    """The device that ``config`` asks for.
+
+    Raises:
+        ConfigError: an unknown name, or "cuda" where torch sees no GPU.
+    """
+    cuda = torch.cuda.is_available()
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"runtime.device={config.device!r}; use 'auto', 'cpu' or 'cuda'")
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("runtime.device='cuda' but torch sees no GPU; set 'auto' or 'cpu'")
+    return torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
 
 
 def seed_everything(seed: int) -> None:

@@ -80,7 +80,7 @@ scores = moe.gate(token)
 weakest = int(scores.argmin())
 for bias in (0.0, 1.0):
     moe.e_score_correction_bias[weakest] = bias
-    chosen = moe.select(scores)[0].sort().values
+    chosen = moe.route(scores).chosen_NK[0].sort().values
     weights = scores[0, chosen] / scores[0, chosen].sum() * small.routed_scaling_factor
     print(f"bias {bias:.0f} on expert {weakest}: experts {chosen.tolist()}", end=", weights ")
     print([round(w, 3) for w in weights.tolist()])
@@ -97,7 +97,7 @@ for bias in (0.0, 1.0):
 # %%
 moe.e_score_correction_bias.zero_()
 batch = torch.randn(512, small.hidden_size)
-chosen = moe.select(moe.gate(batch))
+chosen = moe.route(moe.gate(batch)).chosen_NK
 groups = chosen.flatten().bincount(minlength=small.num_experts)
 print("rows per expert:", groups.tolist())
 run.check(
@@ -453,6 +453,9 @@ work = {
     "experts' up product": costs.grouped_gemm(
         rows, full.hidden_size, 2 * full.moe_intermediate_size, full.num_experts
     ),
+    "head and its loss": costs.linear_cross_entropy(tokens, full.hidden_size, full.vocab_size),
+    "RMSNorm": costs.rms_norm(tokens, full.hidden_size),
+    "experts' SwiGLU": costs.swiglu(rows, full.moe_intermediate_size),
 }
 ridge = costs.H100_FLOPS / costs.H100_BYTES
 print("operation            TFLOP     GB   FLOP/byte   bound by     least time on an H100")
@@ -465,7 +468,10 @@ for name, cost in work.items():
 
 # %% [markdown]
 # So the window kernel must read each key once and never store a score; the global one must keep
-# the tensor cores busy; and the experts sit near the ridge, which is why they want many tokens.
+# the tensor cores busy; and the experts sit near the ridge, which is why they want many tokens. The
+# head's loss is arithmetic as long as no logit is written: 8,192 times 153,600 of them are 5 GB in
+# fp32, so the kernel keeps a tile of them in registers and leaves one log-sum-exp per row and tile.
+# Norm and SwiGLU are bytes and nothing else: one kernel each, so that nothing in between is stored.
 #
 # The definition, which the tests trust:
 
@@ -492,8 +498,10 @@ print(inspect.cleandoc("\n" + loop))
 # routing.
 #
 # Without a GPU they are tested all the same: Triton's interpreter runs them here, on shapes that
-# no tile divides, with packed documents and empty experts, forward and every gradient, against the
-# reference in fp64. The unit tests add planted faults that must be caught.
+# no tile divides, with packed documents and empty experts, against the reference in fp64. Every
+# operation of training is checked forward and in every gradient, FP8 as the three products (output
+# and both gradients) of equal codes; decoding has no gradient. The unit tests add planted faults
+# that must be caught.
 
 # %%
 if importlib.util.find_spec("triton"):
@@ -515,15 +523,17 @@ else:
 
 # %% [markdown]
 # Whether they would be fast cannot be seen without the chip. What can be seen is whether they
-# compile to what is fast there: the tensor-core instruction of each chip, no spilled registers,
-# shared memory within its 227 KiB. This table is committed, and a test compiles it again.
+# compile to what is fast there: the tensor-core instruction of each chip in every matrix product
+# (norm, SwiGLU, routing, rounding to FP8 and adding the parts of a long decode have none), no
+# spilled registers, shared memory within its 227 KiB. This table is committed, and a test compiles
+# it again.
 
 # %%
 compiled = json.loads((ROOT / "benchmarks/results/aot.json").read_text(encoding="utf-8"))
-print(f"{'operation':24s} {'kernel':12s} chip   registers  spilled  shared KiB  tensor-core")
+print(f"{'operation':28s} {'kernel':17s} chip   registers  spilled  shared KiB  tensor-core")
 for row in compiled["rows"]:
     print(
-        f"{row['operation']:24s} {row['kernel']:12s} sm_{row['capability']:<4d}"
+        f"{row['operation']:28s} {row['kernel']:17s} sm_{row['capability']:<4d}"
         f"{row['registers']:9d} {row['spilled']:8d} {row['shared'] / 1024:11.1f} "
         f"{row['tensor_core']:12d}"
     )

@@ -29,8 +29,6 @@ seed: int = 0
 out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
-import functools
-
 import torch
 
 from kexa import notebook, plot, tokenizer
@@ -38,8 +36,8 @@ from kexa.data import load_corpus
 from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
 from kexa.interop import save_hf
-from kexa.train import build_optimizers, fit, grouping, orthogonalize, set_numerics, wsd
-from kexa.train.checkpoint import identity
+from kexa.parallel import beside
+from kexa.train import grouping, orthogonalize, set_numerics
 from kexa.train.fp8 import quantize
 from kexa.train.pretrain import (
     Curriculum,
@@ -47,8 +45,10 @@ from kexa.train.pretrain import (
     held_out,
     new_model,
     pooled,
+    run_curriculum,
     stage_weights,
     synthetic,
+    training_loss,
     training_streams,
     unigram_entropy,
     validate,
@@ -182,50 +182,26 @@ print(f"unigram entropy of the held-out text: {entropy:.3f} nats/token")
 # %% [markdown]
 # ## Two runs that differ in numerics alone
 #
-# Same initial weights, same batches, same schedule. `fit` yields one record per optimizer step;
-# killed, it resumes from its last checkpoint with the same bits and yields the records of the
-# steps it need not repeat.
-
-# %%
-schedule = functools.partial(
-    wsd,
-    steps=curriculum.steps,
-    warmup_share=config.warmup_share,
-    decay_share=config.decay_share,
-)
-
-
-def loss_fn(model, batch):
-    return model.loss(
-        batch["input_ids"],
-        batch["document_ids"],
-        mtp_weight=config.mtp_weight,
-        balance_weight=config.balance_weight,
-    )
+# Same initial weights, same batches, same schedule; `run_curriculum` is a new model, its optimizers
+# and `fit`, which gives one record per optimizer step. Killed, a run resumes from its last
+# checkpoint with the same bits and gives the records of the steps it need not repeat. On CPU cores
+# the two run side by side, each on half of the threads.
 
 
 # %%
-def train(numerics: str):
-    model = new_model(run.config.model, seed).to(run.device)
-    set_numerics(model, numerics)
-    optimizers = build_optimizers(model, config)
-    steps = fit(
-        model, optimizers, curriculum.batch, loss_fn, curriculum.steps, schedule,
-        accumulate=config.accumulate, balance_step=config.balance_step,
-        checkpoint_dir=run.dir / "checkpoints" / numerics, checkpoint_every=config.checkpoint_every,
-        identity=identity(model=run.config.model, pretrain=config, numerics=numerics, seed=seed),
-        description=f"pretraining in {numerics}",
+def arguments(numerics):
+    return (
+        numerics, run.config.model, config, seed, run.dir / "tokens", list(streams),
+        run.dir / "checkpoints" / numerics, run.device,
     )  # fmt: skip
-    records = []
-    for record in steps:
+
+
+with beside(run_curriculum, [arguments("bf16")], run.config.runtime, seed):
+    model, optimizers, records = run_curriculum(*arguments(config.numerics))
+reference, _, reference_records = run_curriculum(*arguments("bf16"))  # finished: read back
+for numerics, recorded in {config.numerics: records, "bf16": reference_records}.items():
+    for record in recorded:
         run.log(f"train {numerics}", record.step, **record.losses, grad_norm=record.grad_norm)
-        records.append(record)
-    return model, optimizers, records
-
-
-# %%
-reference, _, reference_records = train("bf16")
-model, optimizers, records = train(config.numerics)
 skipped = sum(r.skipped for r in records)
 print(f"{len(records)} steps, {records[-1].tokens:,} tokens, {skipped} skipped by the guard")
 
@@ -330,7 +306,7 @@ handles = [
 ]
 batch = {k: v.to(run.device) for k, v in curriculum.batch(curriculum.steps - 1).items()}
 model.train()
-loss_fn(model, batch).total.backward()
+training_loss(model, batch, config).total.backward()
 model.zero_grad()
 for handle in handles:
     handle.remove()

@@ -38,6 +38,7 @@ import torch
 
 from kexa import notebook, plot, statistics, tokenizer
 from kexa.data import encode, load_corpus
+from kexa.parallel import beside
 from kexa.train.ablation import run_variant, variants
 from kexa.train.pretrain import held_out, unigram_entropy
 
@@ -67,19 +68,24 @@ print(f"{len(table)} variants x {config.seeds} seeds, {tokens:,} tokens each")
 
 # %% [markdown]
 # ## The runs
+#
+# They do not depend on each other, so on CPU cores every other one is made in a process beside
+# this one. Each leaves its checkpoint, from which all are read back in order.
 
 # %%
 seeds = [seed + i for i in range(config.seeds)]
-outcomes = {
-    variant.name: [
-        run_variant(
-            variant, base, config, pretrain, streams, sets, s, run.device,
-            run.dir / "checkpoints" / f"{variant.name.replace(' ', '-')}-{s}",
-        )
-        for s in seeds
-    ]
-    for variant in table
-}  # fmt: skip
+jobs = [(variant, s) for variant in table for s in seeds]
+
+
+def arguments(variant, s):
+    checkpoints = run.dir / "checkpoints" / f"{variant.name.replace(' ', '-')}-{s}"
+    return variant, base, config, pretrain, streams, sets, s, run.device, checkpoints
+
+
+with beside(run_variant, [arguments(*job) for job in jobs[1::2]], run.config.runtime, seed):
+    for job in jobs[::2]:
+        run_variant(*arguments(*job))
+outcomes = {variant.name: [run_variant(*arguments(variant, s)) for s in seeds] for variant in table}
 for name, results in outcomes.items():
     for s, outcome in zip(seeds, results, strict=True):
         run.log(name, s, loss=outcome.loss, busiest=outcome.busiest)

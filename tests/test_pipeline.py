@@ -338,6 +338,7 @@ def test_interrupt_ends_the_kernel_and_goes_on_later(checkout):
     (checkout.root / "runs/smoke/01_data/x").touch()  # not before: the kernel must be asleep
     assert runner.returncode == 130
     assert err.splitlines()[-1] == "kexa: interrupted; run again to go on"
+    assert "Traceback" not in err
     psutil.wait_procs(kernels, timeout=10)
     assert not any(kernel.is_running() for kernel in kernels)
     assert checkout.kexa("run", "--only", "01").returncode == 0

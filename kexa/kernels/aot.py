@@ -24,10 +24,14 @@ from triton.compiler import ASTSource
 
 from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.decode import triton as decode
 from kexa.kernels.fp8 import triton as fp8
+from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.launch import Launch
+from kexa.kernels.norm import triton as norm
+from kexa.kernels.routing import triton as routing
 
 SHARED_LIMIT = 227 * 1024  # bytes one block may use on sm_90 and sm_100
 TENSOR_CORE = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the instruction that reaches full rate
@@ -132,6 +136,36 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "FP8 grouped GEMM", fp8.gemm_launch(x_rows, blocks, ends, y)
     yield "FP8 grouped GEMM, transposed", fp8.gemm_launch(y_rows, blocks_t, ends, x)
     yield "FP8 grouped GEMM", fp8.weight_gemm_launch(y_tokens, x_tokens, ends, w)
+    V = model.vocab_size
+    h, w = torch.empty(tokens, D, **bf16), torch.empty(V, D, **bf16)
+    targets, chosen = torch.empty(tokens, **int32), torch.empty(tokens, **fp32)
+    parts, weight = torch.empty(V // 128, tokens, **fp32), torch.empty((), **fp32)
+    chunk, dz = w[:8192], torch.empty(tokens, 8192, **bf16)
+    dh = torch.empty(tokens, D, **fp32)
+    name = "linear cross-entropy"
+    yield name, cross_entropy.forward_launch(h, w, targets, parts, chosen)
+    yield name, cross_entropy.gradient_launch(h, chunk, targets, chosen, dz, first=8192)
+    yield f"{name}, dh", cross_entropy.product_launch(dz, chunk, weight, dh, add=True)
+    yield f"{name}, dw", cross_entropy.product_launch(dz.T, h, weight, chunk, add=False)
+    residual, heads = torch.empty(tokens, D, **bf16), torch.empty(tokens * H, K, **bf16)
+    for name, rows_ND in {"RMSNorm": residual, "RMSNorm, heads": heads}.items():
+        weight, scales = rows_ND[0], torch.empty(len(rows_ND), **fp32)
+        shares = torch.empty(norm.shares(rows_ND), rows_ND.shape[1], **fp32)
+        yield name, norm.forward_launch(rows_ND, weight, rows_ND, scales, model.rms_norm_eps)
+        yield name, norm.backward_launch(rows_ND, weight, scales, rows_ND, rows_ND, shares)
+    gate, up = torch.empty(rows, 2 * F, **bf16).chunk(2, dim=-1)
+    yield "SwiGLU", glu.forward_launch(gate, up, y)
+    yield "SwiGLU", glu.backward_launch(gate, up, y, y, y)
+    scores, top_k = torch.empty(tokens, E, **fp32), model.num_experts_per_tok
+    chosen = torch.empty(tokens, top_k, dtype=torch.int64, device="meta")
+    gates, pairs = torch.empty(tokens, top_k, **fp32), chosen.flatten()
+    R = routing.tile_tokens(scores)
+    counts = torch.empty(tokens // R, E, **int32)
+    weights = (model.norm_topk_prob, model.routed_scaling_factor)
+    yield "routing", routing.select_launch(scores, scores, chosen, gates, counts, *weights)
+    yield "routing", routing.scan_launch(counts, counts, ends)
+    yield "routing", routing.place_launch(chosen, counts, ends, pairs, pairs, ends, R)
+    yield "routing", routing.backward_launch(scores, chosen, gates, scores, *weights)
     rows, drafted = 16, 8  # a batch being decoded, as many tokens each as a cache takes
     q = torch.empty(rows, drafted, H, K, **bf16).transpose(1, 2)
     position = torch.empty(rows, drafted, dtype=torch.int64, device="meta")

@@ -29,13 +29,21 @@ from kexa.kernels import (
     fp8,
     global_attention,
     grouped_gemm,
+    linear_cross_entropy,
+    rms_norm,
+    route,
+    swiglu,
     use_triton,
     window_attention,
 )
 from kexa.kernels.attention import reference as attention_reference
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.decode import reference as decode_reference
 from kexa.kernels.fp8 import reference as fp8_reference
+from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
+from kexa.kernels.norm import reference as norm_reference
+from kexa.kernels.routing import reference as routing_reference
 
 TOKENS, WINDOW = 67, 37
 ENDS = (0, 5, 5, 67, 131)  # the first and third of five experts get nothing
@@ -59,7 +67,7 @@ class Check:
     def __str__(self) -> str:
         share = max(self.errors[name] / self.allowed[name] for name in self.errors)
         return (
-            f"{self.operation:17s} {self.path}, {str(self.dtype).removeprefix('torch.')}: "
+            f"{self.operation:20s} {self.path}, {str(self.dtype).removeprefix('torch.')}: "
             f"{'right' if self.holds else 'WRONG'}, errors up to {share:.2f} of what is allowed"
         )
 
@@ -177,6 +185,60 @@ def _decode(device: str, dtype: torch.dtype):
     return op, reference, inputs, None
 
 
+def _cross_entropy(device: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    h, w = (_normal(generator, (n, 40), device, dtype) for n in (TOKENS, 131))
+    targets = torch.randint(0, 131, (TOKENS,), generator=generator).to(device)
+
+    def op(h, w):
+        return linear_cross_entropy(h, w, targets)
+
+    def reference(h, w):
+        return cross_entropy_reference.linear_cross_entropy(h, w, targets)
+
+    return op, reference, (h, w), torch.tensor(0.75, device=device)
+
+
+def _norm(device: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((TOKENS, 3, 40), (40,), (TOKENS, 3, 40))
+    x, w, d_out = (_normal(generator, s, device, dtype) for s in shapes)
+
+    def apply(norm):
+        return lambda x, w: norm(x.transpose(0, 1), w, 1e-5).transpose(0, 1)
+
+    return apply(rms_norm), apply(norm_reference.rms_norm), (x, w), d_out
+
+
+def _glu(device: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    gate_up, d_out = (_normal(generator, (TOKENS, n), device, dtype) for n in (202, 101))
+
+    def apply(glu):
+        return lambda gate_up: glu(*gate_up.chunk(2, dim=-1))
+
+    return apply(swiglu), apply(glu_reference.swiglu), (gate_up,), d_out
+
+
+def _routing(device: str, dtype: torch.dtype):
+    """Gates as a matrix of tokens and experts, put there by way of the sorted places."""
+    generator = torch.Generator().manual_seed(0)
+    scores = _normal(generator, (TOKENS, 100), device, dtype).sigmoid()
+    keys = _normal(generator, scores.shape, device, torch.float32)
+    d_out = _normal(generator, scores.shape, device, dtype)
+
+    def apply(route):
+        def gates(scores):
+            _, gates_NK, order_P, inverse_P, offsets_E = route(scores, keys, 5, True, 2.5)
+            token_P = order_P[inverse_P] // 5
+            expert_P = torch.searchsorted(offsets_E, inverse_P.int(), right=True)
+            return torch.zeros_like(scores).index_put((token_P, expert_P), gates_NK.flatten())
+
+        return gates
+
+    return apply(route), apply(routing_reference.route), (scores,), d_out
+
+
 def _normal(generator: torch.Generator, shape, device: str, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(device, dtype)
 
@@ -187,6 +249,10 @@ OPERATIONS = {
     "grouped GEMM": _grouped,
     "FP8 GEMM": _fp8,
     "decode attention": _decode,
+    "linear cross-entropy": _cross_entropy,
+    "RMSNorm": _norm,
+    "SwiGLU": _glu,
+    "routing": _routing,
 }
 
 

@@ -59,3 +59,19 @@ def scaled_gemm(rows: int, inputs: int, outputs: int, experts_used: int) -> Cost
     weights = experts_used * inputs * outputs * (1 + 4 / 128**2)
     moved = weights + rows * inputs * (1 + 4 / 128) + 2 * rows * outputs
     return Cost(flops=2.0 * rows * inputs * outputs, bytes=moved)
+
+
+def linear_cross_entropy(rows: int, inputs: int, vocabulary: int, item: int = 2) -> Cost:
+    """Forward pass: hidden states and the head's matrix are read once, no logit is written."""
+    moved = item * inputs * (rows + vocabulary)
+    return Cost(flops=2.0 * rows * inputs * vocabulary, bytes=float(moved))
+
+
+def rms_norm(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: square, add, scale and weigh every number; read it once, write it once."""
+    return Cost(flops=4.0 * rows * features, bytes=float(item * features * (2 * rows + 1)))
+
+
+def swiglu(rows: int, features: int, item: int = 2) -> Cost:
+    """Forward pass: reads gate and up, writes one number; an exponential counts as one FLOP."""
+    return Cost(flops=5.0 * rows * features, bytes=float(item * 3 * rows * features))

@@ -1,12 +1,11 @@
-"""The layers that act on one token at a time: linear map, RMSNorm, SwiGLU.
+"""The layers that act on one token at a time: linear map, head, RMSNorm, SwiGLU.
 
 Every matrix product of a dense layer goes through :class:`Linear`, whose ``matmul`` a numerics
-policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. Nothing
-has a bias (reported).
+policy replaces (FP8 training swaps in a quantised product); its default is ``F.linear``. The head
+has a second such function, the loss of its logits. Nothing has a bias (reported).
 
-RMSNorm is ``w * x / sqrt(mean(x^2) + eps)``. Its statistics are taken in fp32 whatever the model's
-dtype and the result is rounded to that dtype before ``w`` is applied, as in the published
-implementation, so that logits agree with it to the last bits in every dtype.
+RMSNorm is ``w * x / sqrt(mean(x^2) + eps)`` with statistics in fp32 whatever the model's dtype:
+see :func:`kexa.kernels.rms_norm`.
 
 Legend: D hidden size, F inner size of a feed-forward block; ``...`` any leading axes.
 """
@@ -16,6 +15,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kexa.kernels import linear_cross_entropy, rms_norm, swiglu
 
 
 class Linear(nn.Linear):
@@ -33,6 +34,20 @@ class Linear(nn.Linear):
         return self.matmul(x, self.weight)
 
 
+class Head(Linear):
+    """The vocabulary's linear map: ``matmul`` gives logits, ``cross_entropy`` their loss at once.
+
+    ``cross_entropy(h_ND, w_VD, targets_N)`` defaults to
+    :func:`kexa.kernels.linear_cross_entropy`.
+    """
+
+    cross_entropy = staticmethod(linear_cross_entropy)
+
+    def loss(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Summed cross-entropy of the targets, in nats."""
+        return self.cross_entropy(h_ND, self.weight, targets_N)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, statistics in fp32."""
 
@@ -42,10 +57,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return normed.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -58,4 +70,4 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
-from kexa.kernels import grouped_gemm
+from kexa.kernels import Routing, grouped_gemm, route, swiglu
 from kexa.model.linear import SwiGLU
 
 
@@ -61,7 +61,7 @@ class Experts(nn.Module):
 
     def forward(self, x_PD: Tensor, offsets_E: Tensor, grouped_gemm: Callable) -> Tensor:
         gate_PF, up_PF = grouped_gemm(x_PD, self.gate_up_proj, offsets_E).chunk(2, dim=-1)
-        return grouped_gemm(F.silu(gate_PF) * up_PF, self.down_proj, offsets_E)
+        return grouped_gemm(swiglu(gate_PF, up_PF), self.down_proj, offsets_E)
 
 
 class SparseMoE(nn.Module):
@@ -108,40 +108,29 @@ class SparseMoE(nn.Module):
         """
         x_ND = x_BTD.flatten(0, 1)
         scores_NE = self.gate(x_ND)
-        chosen_NK = self.select(scores_NE.detach())
-        gates_NK = scores_NE.gather(1, chosen_NK)
-        if self.normalise:
-            gates_NK = gates_NK / (gates_NK.sum(-1, keepdim=True) + 1e-20)
-        gates_NK = gates_NK * self.scale
-
-        expert_P = chosen_NK.flatten()
-        order_P = expert_P.argsort(stable=True)
-        hits_NE = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0)
-        offsets_E = hits_NE.sum(0).long().cumsum(0).to(torch.int32)
+        chosen_NK, gates_NK, order_P, inverse_P, offsets_E = self.route(scores_NE)
         pairs_PD = x_ND[order_P // self.top_k]
         out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
-        back_P = torch.empty_like(order_P).scatter_(
-            0, order_P, torch.arange(len(order_P), device=order_P.device)
-        )
-        out_NKD = out_PD[back_P].view(*chosen_NK.shape, -1)
+        out_NKD = out_PD[inverse_P].view(*chosen_NK.shape, -1)
         mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
         if self.training and torch.is_grad_enabled():  # not while a policy in training samples
+            hits_NE = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0)
             counted_NE = hits_NE if real_BT is None else hits_NE * real_BT.flatten()[:, None]
             self.load_E += counted_NE.sum(0)
         if balance is not None:
             balance.append(self._balance(scores_NE.unflatten(0, x_BTD.shape[:2]), real_BT))
         return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
 
-    def select(self, scores_NE: Tensor) -> Tensor:
-        """The experts of each token: top K of biased scores within the best groups."""
-        biased_NE = scores_NE + self.e_score_correction_bias
+    def route(self, scores_NE: Tensor) -> Routing:
+        """Experts, gates and order of all pairs: top K of biased scores within the best groups."""
+        biased_NE = scores_NE.detach() + self.e_score_correction_bias
         if self.n_group > 1:
             grouped = biased_NE.unflatten(1, (self.n_group, -1))
             group_score = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
             best = group_score.topk(self.topk_group, dim=-1).indices
             kept = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, best, True)
             biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
-        return biased_NE.topk(self.top_k, dim=-1, sorted=False).indices
+        return route(scores_NE, biased_NE, self.top_k, self.normalise, self.scale)
 
     def _balance(self, scores_BTE: Tensor, real_BT: Tensor | None) -> Tensor:
         top_BTK = scores_BTE.detach().topk(self.top_k, dim=-1).indices

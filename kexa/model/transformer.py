@@ -28,11 +28,9 @@ from torch import Tensor, nn
 from kexa.config import ModelConfig
 from kexa.model.attention import Attention, Context, rope_table
 from kexa.model.cache import Cache, LayerCache
-from kexa.model.linear import Linear, RMSNorm, SwiGLU
+from kexa.model.linear import Head, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
-
-ROWS = 256  # rows of logits per slice of the loss: a slice's logits stay in the cache of a CPU
 
 
 class Loss(NamedTuple):
@@ -89,7 +87,7 @@ class KexaForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.mtp = MTPBlock(config) if config.num_nextn_predict_layers else None
@@ -262,13 +260,7 @@ class KexaForCausalLM(nn.Module):
                 counted_BT = counted_BT & same_BT[:, i : i + length]
         # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
-        for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
-            logits = self.lm_head(hidden)
-            if logits.dtype in (torch.bfloat16, torch.float16):
-                logits = logits.float()
-            total = total + F.cross_entropy(logits, targets, reduction="sum")
-        return total / max(1, len(targets_N))
+        return self.lm_head.loss(hidden_ND, targets_N) / max(1, len(targets_N))
 
     def _check(
         self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None

@@ -21,8 +21,9 @@ BF16: operands and results rounded to BF16, fp32 accumulation. fp32: nothing is 
 reported: native FP8 training with a loss curve comparable to BF16. not reported: which FP8.
 chosen: DeepSeek-V3's recipe (arXiv 2412.19437), as above. chosen: embedding and norms are not
 matrix products and stay fp32, the router too (reported); head and MTP projection use BF16
-products; attention itself stays fp32. chosen: x and dy are quantised from their original values
-for wgrad, not requantised from the codes of the other two products.
+products; attention itself stays fp32. The training loss never stores the head's logits and so does
+not round them (:mod:`kexa.kernels.cross_entropy`). chosen: x and dy are quantised from their
+original values for wgrad, not requantised from the codes of the other two products.
 
 Chips with FP8 (:func:`kexa.runtime.has_fp8`) run the kernels of ``kexa.kernels.fp8``. Elsewhere FP8
 is emulated: operands are rounded to the values of the very same codes and multiplied decoded. CPUs
@@ -44,6 +45,7 @@ from torch import Tensor, nn
 from kexa.kernels import (
     Scaled,
     grouped_gemm,
+    linear_cross_entropy,
     quantize_blocks,
     quantize_rows,
     quantize_tokens,
@@ -52,7 +54,7 @@ from kexa.kernels import (
     transposed,
 )
 from kexa.kernels.fp8.emulated import TILE, quantize, quantize_ragged
-from kexa.model.linear import Linear
+from kexa.model.linear import Head, Linear
 from kexa.model.moe import SparseMoE
 from kexa.runtime import has_fp8
 
@@ -200,11 +202,16 @@ def bf16_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
     return _GroupedMatmul.apply(x_ND, w_EFD, offsets_E, _Bf16)
 
 
-# policy: product of linears, of experts, and of the linears that stay high
-_POLICIES: dict[str, tuple[Callable, Callable, Callable]] = {
-    "fp8": (fp8_matmul, fp8_grouped_gemm, bf16_matmul),
-    "bf16": (bf16_matmul, bf16_grouped_gemm, bf16_matmul),
-    "fp32": (F.linear, grouped_gemm, F.linear),
+def bf16_cross_entropy(h_ND: Tensor, w_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """:func:`kexa.kernels.linear_cross_entropy` in BF16, forward and backward."""
+    return linear_cross_entropy(h_ND.bfloat16(), w_VD.bfloat16(), targets_N)
+
+
+# policy: product of linears, of experts, of the linears that stay high, and the head's loss
+_POLICIES: dict[str, tuple[Callable, Callable, Callable, Callable]] = {
+    "fp8": (fp8_matmul, fp8_grouped_gemm, bf16_matmul, bf16_cross_entropy),
+    "bf16": (bf16_matmul, bf16_grouped_gemm, bf16_matmul, bf16_cross_entropy),
+    "fp32": (F.linear, grouped_gemm, F.linear, linear_cross_entropy),
 }
 
 
@@ -223,7 +230,7 @@ def set_numerics(model: nn.Module, policy: str) -> dict[str, list[str]]:
     """
     if policy not in _POLICIES:
         raise ValueError(f"numerics {policy!r}: use one of {', '.join(_POLICIES)}")
-    matmul, grouped, high = _POLICIES[policy]
+    matmul, grouped, high, cross_entropy = _POLICIES[policy]
     changed: dict[str, list[str]] = {"linear": [], "experts": [], "high": []}
     for name, module in model.named_modules():
         if isinstance(module, SparseMoE):
@@ -232,4 +239,6 @@ def set_numerics(model: nn.Module, policy: str) -> dict[str, list[str]]:
         elif isinstance(module, Linear):
             module.matmul = high if stays_high(name) else matmul
             changed["high" if stays_high(name) else "linear"].append(name)
+            if isinstance(module, Head):
+                module.cross_entropy = cross_entropy
     return changed

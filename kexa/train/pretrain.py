@@ -21,9 +21,10 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,13 @@ from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
-from kexa.model import KexaForCausalLM
-from kexa.tokenizer import encode_corpus
+from kexa.model import KexaForCausalLM, Loss
+from kexa.tokenizer import encode_corpus, open_corpus
+from kexa.train.checkpoint import identity
+from kexa.train.fp8 import set_numerics
+from kexa.train.loop import Step, fit
+from kexa.train.optim import build_optimizers
+from kexa.train.schedule import wsd
 
 
 def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
@@ -138,6 +144,56 @@ def training_streams(
         category: encode_corpus(tokenizer, (d.text for d in texts), directory / category)
         for category, texts in documents.items()
     }
+
+
+def run_curriculum(
+    numerics: str,
+    model_config: ModelConfig,
+    config: PretrainConfig,
+    seed: int,
+    tokens: Path,
+    categories: Sequence[str],
+    checkpoints: Path,
+    device: torch.device,
+) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], list[Step]]:
+    """The whole curriculum from a new model; what ``checkpoints`` holds of it is not repeated.
+
+    Args:
+        numerics: of the matrix products, see :mod:`kexa.train.fp8`.
+        tokens, categories: the directory of :func:`training_streams` and its streams in order.
+        checkpoints: of this run alone.
+    """
+    streams = {category: open_corpus(tokens / category) for category in categories}
+    curriculum = Curriculum(streams, config, seed)
+    model = new_model(model_config, seed).to(device)
+    set_numerics(model, numerics)
+    optimizers = build_optimizers(model, config)
+    schedule = functools.partial(
+        wsd,
+        steps=curriculum.steps,
+        warmup_share=config.warmup_share,
+        decay_share=config.decay_share,
+    )
+    steps = fit(
+        model, optimizers, curriculum.batch, functools.partial(training_loss, config=config),
+        curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
+        checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
+        identity=identity(model=model_config, pretrain=config, numerics=numerics, seed=seed),
+        description=f"pretraining in {numerics}",
+    )  # fmt: skip
+    return model, optimizers, list(steps)
+
+
+def training_loss(
+    model: KexaForCausalLM, batch: Mapping[str, Tensor], config: PretrainConfig
+) -> Loss:
+    """What pretraining minimises, with the config's weights."""
+    return model.loss(
+        batch["input_ids"],
+        batch["document_ids"],
+        mtp_weight=config.mtp_weight,
+        balance_weight=config.balance_weight,
+    )
 
 
 @dataclass(frozen=True)

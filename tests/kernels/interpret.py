@@ -19,14 +19,25 @@ import numpy as np
 import torch
 
 from kexa.kernels import attention as attention_package
+from kexa.kernels import cross_entropy as cross_entropy_package
+from kexa.kernels import glu as glu_package
 from kexa.kernels import grouped as grouped_package
+from kexa.kernels import norm as norm_package
+from kexa.kernels import routing as routing_package
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
+from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.decode import triton as decode
 from kexa.kernels.fp8 import triton as fp8
+from kexa.kernels.glu import reference as glu_reference
+from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
-from tests.kernels import decode_checks, fp8_checks
+from kexa.kernels.norm import reference as norm_reference
+from kexa.kernels.norm import triton as norm
+from kexa.kernels.routing import triton as routing
+from tests.kernels import decode_checks, fp8_checks, rows_checks
 from tests.kernels import kernel_checks as checks
 from tests.kernels.mutants import FAULTS
 
@@ -39,6 +50,26 @@ def attention_check(op: Callable, case: str) -> None:
 
 def grouped_check(op: Callable, case: str) -> None:
     checks.check_grouped_gemm(op, grouped_reference.grouped_gemm, case, torch.float32, FP32)
+
+
+def cross_entropy_check(op: Callable, case: str) -> None:
+    sys.modules[op.__module__].CHUNK = 2  # several chunks of a vocabulary quick to interpret
+    plain = cross_entropy_reference.linear_cross_entropy
+    checks.check_cross_entropy(op, plain, case, torch.float32, FP32)
+
+
+def norm_check(op: Callable, case: str) -> None:
+    op.__globals__["PROGRAMS"] = 3  # so few that small inputs give each several tiles
+    rows_checks.check_rms_norm(op, norm_reference.rms_norm, case, torch.float32, FP32)
+
+
+def glu_check(op: Callable, case: str) -> None:
+    rows_checks.check_swiglu(op, glu_reference.swiglu, case, torch.float32, FP32)
+
+
+def routing_check(op: Callable, case: str) -> None:
+    op.__globals__["SCAN_TILES"] = 2  # so few that small inputs take several steps
+    rows_checks.check_routing(op, case, torch.float32, FP32, lowest=True)
 
 
 def attention_gradcheck() -> None:
@@ -63,6 +94,53 @@ def grouped_gradcheck() -> None:
     assert torch.autograd.gradcheck(operation, (x, w), fast_mode=True)
 
 
+def cross_entropy_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, w = (checks.fenced(generator, n, 5, dtype=torch.float64) for n in (5, 70))
+    targets = torch.randint(0, 70, (5,), generator=generator)
+
+    def operation(h, w):
+        return cross_entropy.linear_cross_entropy(h, w, targets)
+
+    assert torch.autograd.gradcheck(operation, (h, w), fast_mode=True)
+
+
+def frozen_inputs_get_no_gradient() -> None:
+    h, w, targets = checks.cross_entropy_inputs("ragged everywhere", torch.float32)
+    full = torch.autograd.grad(cross_entropy.linear_cross_entropy(h, w, targets), (h, w))
+    for leaves, i in (((h, w.detach()), 0), ((h.detach(), w), 1)):
+        loss = cross_entropy.linear_cross_entropy(*leaves, targets)
+        (gradient,) = torch.autograd.grad(loss, leaves[i])
+        assert torch.equal(gradient, full[i])
+        assert loss.grad_fn.next_functions[1 - i][0] is None
+
+
+def rows_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (checks.fenced(generator, *s, dtype=torch.float64) for s in ((33, 21), (21,)))
+    gate, up = (checks.fenced(generator, 33, 21, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x, w: norm.rms_norm(x, w, 0.1), (x, w), fast_mode=True)
+    assert torch.autograd.gradcheck(glu.swiglu, (gate, up), fast_mode=True)
+    for normalise in (True, False):
+
+        def gates(scores, normalise=normalise):
+            return routing.route(scores, up, 3, normalise, 2.5)[1]
+
+        scores = gate.detach().sigmoid().requires_grad_()
+        assert torch.autograd.gradcheck(gates, (scores,), fast_mode=True)
+
+
+def nan_is_routed_and_shows() -> None:
+    """A token of NaN and an expert of NaN: places stay a permutation, the gates are NaN."""
+    scores = torch.rand(70, 100)
+    scores[3], scores[:, 90] = torch.nan, torch.nan
+    chosen, gates, order, inverse, offsets = routing.route(scores, scores, 4, True, 1.0)
+    assert all(len(set(row)) == 4 for row in chosen.tolist())
+    assert bool((chosen == 90).any(1)[torch.arange(70) != 3].all()) and bool(gates.isnan().all())
+    assert sorted(order.tolist()) == list(range(280)) and int(offsets[-1]) == 280
+    assert torch.equal(order[inverse], torch.arange(280))
+
+
 def addresses_past_two_billion() -> None:
     """Three experts 2**30 numbers apart, on a sparse file: the last begins where int32 ends."""
     with tempfile.NamedTemporaryFile() as file:
@@ -81,6 +159,12 @@ def bfloat16_is_refused() -> None:
     for call in (
         lambda: attention_package.global_attention(x, x, x),
         lambda: grouped_package.grouped_gemm(x[0, 0], x[0], torch.tensor([0, 4])),
+        lambda: cross_entropy_package.linear_cross_entropy(
+            x[0, 0], x[0, 0], torch.tensor([0, 1, 2, 3])
+        ),
+        lambda: norm_package.rms_norm(x, x[0, 0, 0], 1e-5),
+        lambda: glu_package.swiglu(x, x),
+        lambda: routing_package.route(x[0, 0], x[0, 0], 2, True, 1.0),
     ):
         try:
             call()
@@ -96,6 +180,23 @@ def dispatch_reaches_the_kernels() -> None:
     assert through.grad_fn.name() == "_AttentionBackward"
     x, w, ends, _ = checks.grouped_inputs("ragged over tiles", torch.float32)
     assert grouped_package.grouped_gemm(x, w, ends).grad_fn.name() == "_GroupedGemmBackward"
+    h, w, targets = checks.cross_entropy_inputs("one row, few words", torch.float32)
+    loss = cross_entropy_package.linear_cross_entropy(h, w, targets)
+    assert loss.grad_fn.saved_tensors[-1].shape == (1,)  # log-sum-exps; the PyTorch path saves none
+    x, w, _ = rows_checks.norm_inputs("odd rows and features", torch.float32)
+    assert "_RMSNormBackward" in ancestors(norm_package.rms_norm(x, w, 1e-5))
+    assert "_SwiGLUBackward" in ancestors(glu_package.swiglu(x, x))
+    assert "_RouteBackward" in ancestors(routing_package.route(x, x, 2, True, 1.0).gates_NK)
+
+
+def ancestors(out: torch.Tensor) -> set[str]:
+    """Names of the nodes that a gradient of ``out`` passes."""
+    names, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [parent for parent, _ in node.next_functions if parent]
+    return names
 
 
 def every_code() -> None:
@@ -113,6 +214,12 @@ def equal_bits() -> None:
     q, k, v, window, ids, d_out = checks.attention_inputs("window over two tiles", torch.float32)
     first, second = (
         torch.autograd.grad(attention.attention(q, k, v, window, ids), (q, k, v), d_out)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    h, w, targets = checks.cross_entropy_inputs("many rows", torch.float32)
+    first, second = (
+        torch.autograd.grad(cross_entropy.linear_cross_entropy(h, w, targets), (h, w))
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -149,6 +256,15 @@ def main() -> None:
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
         "decode": (decode, "decode_attention", decode_checks.check, decode_checks.CASES),
+        "cross entropy": (
+            cross_entropy,
+            "linear_cross_entropy",
+            cross_entropy_check,
+            checks.CROSS_ENTROPY_CASES,
+        ),
+        "norm": (norm, "rms_norm", norm_check, rows_checks.NORM_CASES),
+        "glu": (glu, "swiglu", glu_check, rows_checks.GLU_CASES),
+        "routing": (routing, "route", routing_check, rows_checks.ROUTING_CASES),
     }
     for name, (function, check) in fp8_checks.OPERATIONS.items():
         operations[name] = (fp8, function, check, fp8_checks.CASES)
@@ -172,11 +288,15 @@ def main() -> None:
 SINGLE_CHECKS = (
     attention_gradcheck,
     grouped_gradcheck,
+    cross_entropy_gradcheck,
+    frozen_inputs_get_no_gradient,
     addresses_past_two_billion,
     bfloat16_is_refused,
     dispatch_reaches_the_kernels,
     equal_bits,
     every_code,
+    rows_gradcheck,
+    nan_is_routed_and_shows,
 )
 
 if __name__ == "__main__":

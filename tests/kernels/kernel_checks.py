@@ -4,8 +4,9 @@ Each check takes the operation under test and raises ``AssertionError`` with the
 Inputs have unit scale (small inputs hide faults under any absolute tolerance), lie between fences
 of NaN (a read outside shows), and outputs start as NaN (an unwritten number shows).
 
-The definitions the checks trust, ``attention_by_loops`` and ``grouped_gemm_by_loops``, are written
-out number by number and share no code with the package.
+The definitions the checks trust, ``attention_by_loops``, ``grouped_gemm_by_loops`` and
+``linear_cross_entropy_by_loops``, are written out number by number and share no code with the
+package.
 """
 
 from __future__ import annotations
@@ -36,6 +37,16 @@ GROUPED_CASES = {
     "one row each": (4, 16, 16, (1, 2, 3, 4)),
     "no rows": (0, 16, 16, (0, 0, 0)),
 }
+
+# name: rows, D, V, scale of the hidden states
+CROSS_ENTROPY_CASES = {
+    "one row, few words": (1, 16, 5, 1.0),
+    "ragged everywhere": (63, 35, 100, 1.0),
+    "one row and word past a tile, large logits": (65, 20, 257, 20.0),
+    "many rows": (257, 33, 63, 1.0),
+    "no rows": (0, 16, 33, 1.0),
+}
+WEIGHT = 0.7  # what the loss is multiplied by before its gradients are taken
 
 
 def poison_outputs() -> None:
@@ -74,6 +85,19 @@ def grouped_inputs(case: str, dtype: torch.dtype):
     return x, w, torch.tensor(ends, dtype=torch.int32), dy
 
 
+def cross_entropy_inputs(case: str, dtype: torch.dtype):
+    """``(h, w, targets)`` of one case; the targets hold the first and the last word."""
+    rows, D, V, scale = CROSS_ENTROPY_CASES[case]
+    generator = torch.Generator().manual_seed(rows)
+    h = fenced(generator, rows, D, dtype=dtype)
+    with torch.no_grad():
+        h.mul_(scale)
+    w = fenced(generator, V, D, dtype=dtype)
+    targets = torch.randint(0, V, (rows,), generator=generator)
+    targets[:1], targets[1:2] = V - 1, 0
+    return h, w, targets
+
+
 def attention_by_loops(q, k, v, window: int, document_ids) -> torch.Tensor:
     """The definition in fp64, one query at a time."""
     q, k, v = q.detach().double(), k.detach().double(), v.detach().double()
@@ -105,6 +129,17 @@ def grouped_gemm_by_loops(x, w, offsets) -> torch.Tensor:
         for f in range(w.shape[1]):
             y[n, f] = sum(float(a) * float(b) for a, b in zip(x[n], w[expert, f], strict=True))
     return y
+
+
+def linear_cross_entropy_by_loops(h, w, targets) -> torch.Tensor:
+    """The definition in fp64, one number at a time."""
+    h, w = h.detach().double().tolist(), w.detach().double().tolist()
+    nats = 0.0
+    for row, target in zip(h, targets.tolist(), strict=True):
+        logits = [sum(a * b for a, b in zip(row, word, strict=True)) for word in w]
+        largest = max(logits)
+        nats += largest + math.log(sum(math.exp(z - largest) for z in logits)) - logits[target]
+    return torch.tensor(nats, dtype=torch.float64)
 
 
 def assert_close(named: dict[str, tuple[torch.Tensor, torch.Tensor]], tolerance: float, case: str):
@@ -146,4 +181,19 @@ def check_grouped_gemm(
     wanted = torch.autograd.grad(expected, wide, dy.double())
     got, want = (out, *gradients), (expected, *wanted)
     names = ("output", "dx", "dw")
+    assert_close(dict(zip(names, zip(got, want, strict=True), strict=True)), tolerance, case)
+
+
+def check_cross_entropy(
+    op: Callable, reference: Callable, case: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Loss and both gradients of ``op(h, w, targets)`` against an fp64 reference."""
+    h, w, targets = cross_entropy_inputs(case, dtype)
+    out = op(h, w, targets)
+    gradients = torch.autograd.grad(WEIGHT * out, (h, w))
+    wide = [t.detach().double().requires_grad_() for t in (h, w)]
+    expected = reference(*wide, targets)
+    wanted = torch.autograd.grad(WEIGHT * expected, wide)
+    got, want = (out, *gradients), (expected, *wanted)
+    names = ("output", "dh", "dw")
     assert_close(dict(zip(names, zip(got, want, strict=True), strict=True)), tolerance, case)

@@ -12,7 +12,7 @@ from benchmarks.registry import OPERATIONS
 from kexa.kernels.check import Check
 
 SMALL = {"B": 1, "T": 40, "H": 2, "G": 1, "K": 16, "W": 8, "S": 60}
-SMALL |= {"N": 50, "D": 16, "F": 16, "E": 4}
+SMALL |= {"N": 50, "D": 16, "F": 16, "E": 4, "V": 40, "C": 2}
 
 OTHER = {  # some bound the cost, some round otherwise
     "SDPA, causal without window",

@@ -51,6 +51,8 @@ def test_attention_cost_counts_the_visible_pairs():
 def test_least_time_is_set_by_the_scarcer_resource():
     cost = costs.grouped_gemm(rows=10, inputs=4, outputs=3, experts_used=2)
     assert cost.flops == 240 and cost.bytes == 2 * (24 + 70)
+    loss = costs.linear_cross_entropy(rows=10, inputs=4, vocabulary=7)
+    assert loss.flops == 560 and loss.bytes == 2 * (40 + 28)
     assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
 
@@ -60,3 +62,10 @@ def test_fp8_product_moves_codes_scales_and_bf16_rows():
     assert cost.flops == 2 * 256 * 128 * 384
     codes, scales = 2 * 384 * 128 + 256 * 128, 2 * 3 + 256
     assert cost.bytes == codes + 4 * scales + 2 * 256 * 384
+
+
+def test_costs_of_row_operations_are_their_bytes():
+    assert costs.rms_norm(rows=3, features=5).bytes == 2 * (15 + 5 + 15)  # x, weight, y
+    assert costs.swiglu(rows=3, features=5).bytes == 2 * 3 * 15  # gate, up, y
+    for cost in (costs.rms_norm(8192, 6144), costs.swiglu(65536, 2048)):
+        assert cost.least_seconds() == cost.bytes / costs.H100_BYTES

@@ -5,14 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kexa.kernels import decode_attention, fp8, global_attention, grouped_gemm, window_attention
+from kexa.kernels import (
+    decode_attention,
+    fp8,
+    global_attention,
+    grouped_gemm,
+    linear_cross_entropy,
+    rms_norm,
+    route,
+    swiglu,
+    window_attention,
+)
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.check import check, compare
+from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.decode import reference as decode_reference
 from kexa.kernels.fp8 import reference as fp8_reference
+from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
+from kexa.kernels.norm import reference as norm_reference
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
-from tests.kernels import decode_checks, fp8_checks
+from tests.kernels import decode_checks, fp8_checks, rows_checks
 
 pytestmark = pytest.mark.gpu
 
@@ -58,16 +71,57 @@ def test_grouped_gemm_is_as_exact_as_pytorch(ends, features):
     )
 
 
+@pytest.mark.parametrize("rows", [1, 63, 1000])
+@pytest.mark.parametrize("features, words", [(64, 100), (328, 20_000)])
+def test_linear_cross_entropy_is_as_exact_as_pytorch(rows, features, words):
+    torch.manual_seed(0)
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    h, w = torch.randn(rows, features, **draw), torch.randn(words, features, **draw)
+    targets = torch.randint(0, words, (rows,), device="cuda")
+    assert_as_exact_as_pytorch(
+        lambda h, w: linear_cross_entropy(h, w, targets),
+        lambda h, w: cross_entropy_reference.linear_cross_entropy(h, w, targets),
+        [h, w],
+        torch.tensor(0.75, device="cuda"),
+    )
+
+
+def test_cross_entropy_over_the_published_vocabulary_stores_no_logits():
+    """Beside the gradients: dz of a chunk and dh in fp32, an eighth of the logits in fp32."""
+    N, D, V = 4096, 6144, 153_600
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    h = torch.randn(N, D, **draw).requires_grad_()
+    w = (torch.randn(V, D, **draw) / D**0.5).requires_grad_()
+    targets = torch.randint(0, V, (N,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = linear_cross_entropy(h, w, targets)
+    loss.backward()
+    used = torch.cuda.max_memory_allocated() - before
+    assert used - 2 * (h.numel() + w.numel()) < 4 * N * V / 8
+    exact = sum(
+        cross_entropy_reference.linear_cross_entropy(x.float(), w.detach().float(), y)
+        for x, y in zip(h.detach().split(512), targets.split(512), strict=True)
+    )
+    assert float(loss.detach()) == pytest.approx(float(exact), rel=1e-5)
+
+
 def test_no_call_waits_for_the_gpu():
     draw = {"dtype": torch.bfloat16, "device": "cuda", "requires_grad": True}
     q, k, v = (torch.randn(1, n, 256, 128, **draw) for n in (4, 2, 2))
     x, w = torch.randn(256, 64, **draw), torch.randn(4, 64, 64, **draw)
     ends = torch.tensor([10, 10, 200, 256], dtype=torch.int32, device="cuda")
+    targets = torch.arange(256, device="cuda") % 64
     weight_o, weight_y = torch.randn_like(q), torch.randn_like(x)
+    scores = torch.rand(256, 8, device="cuda", requires_grad=True)
     for mode in ("default", "error"):  # the first pass compiles, which may wait
         torch.cuda.set_sync_debug_mode(mode)
         window_attention(q, k, v, 128).backward(weight_o)
         grouped_gemm(x, w, ends).backward(weight_y)
+        linear_cross_entropy(x, w[0], targets).backward()
+        rms_norm(q, q[0, 0, 0], 1e-5).backward(weight_o)
+        swiglu(x, x).backward(weight_y)
+        route(scores, scores.detach(), 2, True, 2.5).gates_NK.sum().backward()
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -76,7 +130,13 @@ def test_equal_inputs_give_equal_bits():
     q, k, v = (torch.randn(2, n, 777, 128, **draw) for n in (8, 2, 2))
     d_out = torch.randn_like(q)
     runs = [torch.autograd.grad(window_attention(q, k, v, 128), (q, k, v), d_out) for _ in range(3)]
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+    h, w = torch.randn(300, 128, **draw), torch.randn(20_000, 128, **draw)
+    targets = torch.arange(300, device="cuda")
+    losses = [linear_cross_entropy(h, w, targets) for _ in range(3)]
+    others = [torch.autograd.grad(loss, (h, w)) for loss in losses]
+    for results in (runs, others):
+        for run in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], run, strict=True))
 
 
 def test_weights_past_two_billion_numbers():
@@ -167,3 +227,33 @@ def test_decode_attention_reads_no_slot_that_nobody_sees(case):
         out = decode_attention(*arguments)
         torch.cuda.set_sync_debug_mode("default")
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("rows, features", [(1, 128), (63, 100), (1000, 6144), (40000, 128)])
+def test_rms_norm_is_as_exact_as_pytorch(rows, features):
+    torch.manual_seed(0)
+    x, w, d_out = (
+        torch.randn(*s, features, dtype=torch.bfloat16, device="cuda")
+        for s in ((rows,), (), (rows,))
+    )
+    assert_as_exact_as_pytorch(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: norm_reference.rms_norm(x, w, 1e-5),
+        [x, w],
+        d_out,
+    )
+
+
+@pytest.mark.parametrize("rows, features", [(1, 1), (63, 100), (1000, 2048), (257, 18432)])
+def test_swiglu_is_as_exact_as_pytorch(rows, features):
+    torch.manual_seed(0)
+    gate, up, d_out = torch.randn(3, rows, features, dtype=torch.bfloat16, device="cuda")
+    assert_as_exact_as_pytorch(swiglu, glu_reference.swiglu, [gate, up], d_out)
+
+
+@pytest.mark.parametrize("case", rows_checks.ROUTING_CASES | rows_checks.LARGE_ROUTING_CASES)
+def test_routing_equals_its_definition(case):
+    def on_gpu(scores, keys, *arguments):
+        return [part.cpu() for part in route(scores.cuda(), keys.cuda(), *arguments)]
+
+    rows_checks.check_routing(on_gpu, case, torch.float32, 1e-5, lowest=True)

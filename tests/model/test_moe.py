@@ -42,9 +42,12 @@ def test_bias_changes_selection_but_not_weights(build):
     layer = build().moe_layers[0]
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
     layer.e_score_correction_bias.copy_(torch.tensor([1.0, 0, 0, 0, 0, 0]))
-    assert layer.select(scores).sort().values.tolist() == [[0, 5]]
+    routing = layer.route(scores)
+    assert routing.chosen_NK.sort().values.tolist() == [[0, 5]]
+    weights = dict(zip(routing.chosen_NK[0].tolist(), routing.gates_NK[0].tolist(), strict=True))
+    assert weights == pytest.approx({0: 2.5 * 0.1 / 0.7, 5: 2.5 * 0.6 / 0.7})
     layer.e_score_correction_bias.zero_()
-    assert layer.select(scores).sort().values.tolist() == [[4, 5]]
+    assert layer.route(scores).chosen_NK.sort().values.tolist() == [[4, 5]]
 
 
 def test_one_expert_may_take_every_token(build):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kexa.kernels import grouped_gemm
+from kexa.kernels import grouped_gemm, linear_cross_entropy
 from kexa.kernels.fp8.emulated import quantize
 from kexa.train import fp8, set_numerics
 from kexa.train.fp8 import (
@@ -131,6 +131,18 @@ def test_policies_order_by_precision_and_fp32_undoes_them(model):
     set_numerics(model, "fp32")
     assert torch.equal(model(batch_at(0)["input_ids"]), exact)
     assert model.model.layers[1].mlp.grouped_gemm is grouped_gemm
+    assert model.lm_head.cross_entropy is linear_cross_entropy
+
+
+@pytest.mark.parametrize("policy", ["bf16", "fp8"])
+def test_policy_reaches_the_loss_of_the_head(model, policy):
+    hidden, targets = model.hidden_states(batch_at(0)["input_ids"])[0], torch.arange(8)
+    weight, hidden = model.lm_head.weight, hidden[:8].detach()
+    set_numerics(model, policy)
+    (gradient,) = torch.autograd.grad(model.lm_head.loss(hidden, targets), weight)
+    (exact,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), weight)
+    assert torch.equal(gradient, round_bf16(gradient)) and not torch.equal(gradient, exact)
+    torch.testing.assert_close(gradient, exact, rtol=2**-6, atol=2**-8 * float(exact.abs().max()))
 
 
 def test_unknown_policy_is_an_error(model):

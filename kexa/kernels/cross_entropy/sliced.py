@@ -1,0 +1,64 @@
+"""The PyTorch path: slices of rows, each through loss and gradients while its logits are in cache.
+
+One buffer [ROWS, V] holds a slice's logits, then in place their log-softmax, softmax and gradient;
+dh is written slice by slice and dw summed over the slices in their order. All of it happens in the
+forward pass, for a loss of weight 1; the backward pass multiplies by the weight. Without autograd
+only the loss is computed.
+
+chosen: 512 rows. A slice reads the whole of w and updates the whole of dw, which more rows share;
+at 6144 words the logits are 12 MB, within a CPU's last cache. Measured here with 2000 rows and
+hidden size 128: a quarter less time than 64 rows, 4% less than 256, as much as 1024.
+
+Legend: N rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+ROWS = 512
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h_ND, w_VD, targets_N, learns):
+        wide = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
+        h, w = h_ND.to(wide), w_VD.to(wide)
+        needs_h, needs_w = (learns and needed for needed in ctx.needs_input_grad[:2])
+        dh = torch.empty_like(h) if needs_h else None
+        dw = torch.zeros_like(w) if needs_w else None
+        losses_N = h.new_empty(len(h))
+        buffer = h.new_empty(min(ROWS, len(h)), len(w))
+        for start in range(0, len(h), ROWS):
+            rows = slice(start, start + ROWS)
+            target = targets_N[rows, None]
+            z = buffer[: len(target)]
+            torch.mm(h[rows], w.T, out=z)
+            torch.log_softmax(z, 1, out=z)
+            losses_N[rows] = -z.gather(1, target)[:, 0]
+            if not (needs_h or needs_w):
+                continue
+            z.exp_()
+            z.scatter_(1, target, z.gather(1, target) - 1)
+            z.copy_(z.to(h_ND.dtype))  # the dtype of the products' operands
+            if needs_h:
+                torch.mm(z, w, out=dh[rows])
+            if needs_w:
+                dw.addmm_(z.T, h[rows])
+        ctx.dtype = h_ND.dtype
+        ctx.save_for_backward(dh, dw)
+        return losses_N.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, weight):
+        dh, dw = (None if x is None else (x * weight).to(ctx.dtype) for x in ctx.saved_tensors)
+        return dh, dw, None, None
+
+
+def linear_cross_entropy(
+    h_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """See :func:`kexa.kernels.linear_cross_entropy`."""
+    return _LinearCrossEntropy.apply(h_ND, w_VD, targets_N, torch.is_grad_enabled())

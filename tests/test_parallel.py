@@ -1,0 +1,113 @@
+"""Runs side by side: the work is done, errors and deaths are told, nothing outlives the caller."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from kexa.config import ConfigError, RuntimeConfig
+from kexa.parallel import BesideFailed, beside
+
+TWO = RuntimeConfig(threads=2, device="cpu")
+
+
+def note(path: Path) -> None:
+    path.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+
+
+def refuse(text: str) -> None:
+    raise ConfigError(text)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_ever(path: Path) -> None:
+    note(path)
+    time.sleep(600)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_other_process_does_every_call_with_half_of_the_threads(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with beside(note, [(path,) for path in paths], TWO, 0):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    done = [path.read_text().split() for path in paths]
+    assert done[0] == done[1] and int(done[0][0]) != os.getpid() and done[0][1] == "1"
+
+
+def test_one_thread_leaves_the_work_to_the_caller(tmp_path):
+    with beside(note, [(tmp_path / "a",)], dataclasses.replace(TWO, threads=1), 0):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_error_over_there_is_raised_here_with_its_traceback():
+    with (
+        pytest.raises(ConfigError, match="a bad key") as caught,
+        beside(refuse, [("a bad key",)], TWO, 0),
+    ):
+        pass
+    assert "in refuse" in caught.value.__notes__[0]
+
+
+def test_a_killed_process_is_named():
+    with (
+        pytest.raises(BesideFailed, match=r"ended with code -9 .*run the stage again"),
+        beside(die, [()], TWO, 0),
+    ):
+        pass
+
+
+def test_an_error_here_ends_the_process_over_there(tmp_path):
+    with pytest.raises(KeyError), beside(wait_for_ever, [(tmp_path / "pid",)], TWO, 0):
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        raise KeyError
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text().split()[0]))
+
+
+def test_it_ends_when_its_parent_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from kexa.config import RuntimeConfig
+        from kexa.parallel import beside
+        from tests.test_parallel import wait_for_ever
+        if __name__ == "__main__":
+            with beside(wait_for_ever, [(Path({str(tmp_path / "pid")!r}),)],
+                        RuntimeConfig(threads=2, device="cpu"), 0):
+                time.sleep(600)
+        """)
+    )
+    root = Path(__file__).resolve().parents[1]
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = psutil.Process(int((tmp_path / "pid").read_text().split()[0]))
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
