@@ -1,10 +1,11 @@
 """What is measured: each operation with its rivals and shapes, as data.
 
 A rival computes the same numbers another way that people use. ``build(shape, device)`` returns the
-candidates by name, ours first; each is a function of no argument that runs forward and backward.
+candidates by name, ours first; each is a function of no argument that runs forward and backward
+(decoding: forward) and returns the output.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, K head size, W window, N rows, D input
-and F output features, E experts, C experts chosen per token, V vocabulary.
+and F output features, E experts, C experts chosen per token, V vocabulary, S slots of a cache.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from kexa.kernels import (
+    decode_attention,
     global_attention,
     grouped_gemm,
     linear_cross_entropy,
@@ -25,8 +27,10 @@ from kexa.kernels import (
     window_attention,
 )
 from kexa.kernels.attention.reference import visible
+from kexa.kernels.decode.reference import visible_slots
+from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
 
-Candidates = dict[str, Callable[[], None]]
+Candidates = dict[str, Callable[[], torch.Tensor]]
 Shape = dict[str, int]
 
 
@@ -87,6 +91,45 @@ def grouped_candidates(shape: Shape, device: str) -> Candidates:
         ),
         "loop over w[e]": _step(indexed, (x, w), d_out),
         "dense product of equal FLOPs": _step(lambda: x @ w[0].T, (x, w), d_out),
+    }
+
+
+def fp8_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours (emulated on a CPU), the product without FP8, and PyTorch's FP8 product."""
+    x, w = _normal(device, shape["N"], shape["D"]), _normal(device, shape["F"], shape["D"])
+    d_out = _normal(device, shape["N"], shape["F"]).detach()
+    return {
+        "kexa": _step(lambda: fp8_matmul(x, w), (x, w), d_out),
+        "product without FP8": _step(lambda: x @ w.T, (x, w), d_out),
+        "torch._scaled_mm, a scale per row": _step(lambda: _ScaledMm.apply(x, w), (x, w), d_out),
+    }
+
+
+def fp8_grouped_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours (on a CPU emulated) and the grouped product that rounds nothing to FP8."""
+    N, D, out, E = (shape[n] for n in "NDFE")
+    x, w, d_out = _normal(device, N, D), _normal(device, E, out, D), _normal(device, N, out)
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(0, E, (N,), generator=generator).bincount(minlength=E).cumsum(0)
+    offsets, d_out = ends.int().to(device), d_out.detach()
+    return {
+        "kexa": _step(lambda: fp8_grouped_gemm(x, w, offsets), (x, w), d_out),
+        "grouped GEMM without FP8": _step(lambda: grouped_gemm(x, w, offsets), (x, w), d_out),
+    }
+
+
+def decode_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, and PyTorch's attention to all slots under the same mask. Without W a global layer."""
+    B, T, H, G, K, S = (shape[n] for n in "BTHGKS")
+    window = shape.get("W")
+    q = _normal(device, B, T, H, K).detach().transpose(1, 2)
+    k, v = (_normal(device, B, G, S, K).detach() for _ in "kv")
+    position = torch.full((B, 1), S - T, device=device) + torch.arange(T, device=device)
+    start = torch.zeros(B, dtype=torch.int64, device=device)
+    mask = visible_slots(position, start, S, window)
+    return {
+        "kexa": lambda: decode_attention(q, k, v, position, start, window, mask),
+        "SDPA, same mask": lambda: _sdpa(q, k, v, mask),
     }
 
 
@@ -194,6 +237,33 @@ OPERATIONS = (
         cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
     ),
     Operation(
+        "FP8 GEMM",
+        "FP8 GEMM",
+        fp8_candidates,
+        cpu=({"N": 4096, "D": 512, "F": 512},),
+        cuda=({"N": 8192, "D": 6144, "F": 8192},),
+    ),
+    Operation(
+        "FP8 grouped GEMM",
+        "FP8 GEMM",
+        fp8_grouped_candidates,
+        cpu=({"N": 4096, "D": 128, "F": 128, "E": 8},),
+        cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
+    ),
+    Operation(
+        "decode attention",
+        "decode attention",
+        decode_candidates,
+        cpu=(
+            {"B": 16, "T": 1, "H": 8, "G": 2, "K": 32, "S": 136, "W": 128},
+            {"B": 1, "T": 1, "H": 8, "G": 2, "K": 32, "S": 65536},
+        ),
+        cuda=(
+            {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 136, "W": 128},
+            {"B": 16, "T": 1, "H": 64, "G": 8, "K": 128, "S": 65536},
+        ),
+    ),
+    Operation(
         "linear cross-entropy",
         "linear cross-entropy",
         cross_entropy_candidates,
@@ -224,6 +294,30 @@ OPERATIONS = (
 )
 
 
+class _ScaledMm(torch.autograd.Function):
+    """The three products of ``x w^T`` by PyTorch's FP8 product with a scale per row, in BF16."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return _scaled_mm(x, w)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return _scaled_mm(dy, w.T), _scaled_mm(dy.T, x.T)
+
+
+def _scaled_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``a b^T``, both quantised here."""
+    codes, scales = [], []
+    for x in (a, b):
+        scales.append(x.abs().amax(1, keepdim=True).float().clamp(min=1e-4) / 448)
+        codes.append((x / scales[-1]).to(torch.float8_e4m3fn))
+    y = torch._scaled_mm(codes[0], codes[1].T, scales[0], scales[1].T, out_dtype=torch.bfloat16)
+    return y.to(a.dtype)
+
+
 def _normal(device: str, *shape: int) -> torch.Tensor:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(sum(shape))
@@ -242,7 +336,9 @@ def _sdpa(q, k, v, mask) -> torch.Tensor:
 
 
 def _step(forward: Callable, leaves: tuple, d_out: torch.Tensor) -> Callable[[], None]:
-    def run() -> None:
-        torch.autograd.grad(forward(), leaves, d_out)
+    def run() -> torch.Tensor:
+        out = forward()
+        torch.autograd.grad(out, leaves, d_out)
+        return out
 
     return run

@@ -37,20 +37,24 @@ def setup(config: RuntimeConfig, seed: int) -> Runtime:
     seed_everything(seed)
     device = device_of(config)
     on_gpu = device.type == "cuda"
-    capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    has_fp8 = capability >= (8, 9)
+    fp8 = has_fp8(device)
     reasons = (
         f"device {device}: " + ("torch sees a GPU" if on_gpu else "no GPU asked for or found"),
         f"compute dtype {str(dtype).removeprefix('torch.')}: "
         + ("tensor cores take bfloat16" if on_gpu else "fp32 is the fast dtype of this CPU path"),
         "FP8 in hardware: compute capability 8.9 or newer"
-        if has_fp8
+        if fp8
         else "FP8 emulated: hardware has it from compute capability 8.9",
         f"threads {config.threads}: fixed by the profile so that results repeat",
         f"seed {seed}",
     )
-    return Runtime(device, dtype, has_fp8, reasons)
+    return Runtime(device, dtype, fp8, reasons)
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether this device multiplies FP8 in hardware."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def device_of(config: RuntimeConfig) -> torch.device:

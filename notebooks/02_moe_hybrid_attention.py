@@ -498,8 +498,10 @@ print(inspect.cleandoc("\n" + loop))
 # routing.
 #
 # Without a GPU they are tested all the same: Triton's interpreter runs them here, on shapes that
-# no tile divides, with packed documents and empty experts, forward and every gradient, against the
-# reference in fp64. The unit tests add planted faults that must be caught.
+# no tile divides, with packed documents and empty experts, against the reference in fp64. Every
+# operation of training is checked forward and in every gradient, FP8 as the three products (output
+# and both gradients) of equal codes; decoding has no gradient. The unit tests add planted faults
+# that must be caught.
 
 # %%
 if importlib.util.find_spec("triton"):
@@ -522,15 +524,16 @@ else:
 # %% [markdown]
 # Whether they would be fast cannot be seen without the chip. What can be seen is whether they
 # compile to what is fast there: the tensor-core instruction of each chip in every matrix product
-# (norm, SwiGLU and routing have none), no spilled registers, shared memory within its 227 KiB. This
-# table is committed, and a test compiles it again.
+# (norm, SwiGLU, routing, rounding to FP8 and adding the parts of a long decode have none), no
+# spilled registers, shared memory within its 227 KiB. This table is committed, and a test compiles
+# it again.
 
 # %%
 compiled = json.loads((ROOT / "benchmarks/results/aot.json").read_text(encoding="utf-8"))
-print(f"{'operation':24s} {'kernel':17s} chip   registers  spilled  shared KiB  tensor-core")
+print(f"{'operation':28s} {'kernel':17s} chip   registers  spilled  shared KiB  tensor-core")
 for row in compiled["rows"]:
     print(
-        f"{row['operation']:24s} {row['kernel']:17s} sm_{row['capability']:<4d}"
+        f"{row['operation']:28s} {row['kernel']:17s} sm_{row['capability']:<4d}"
         f"{row['registers']:9d} {row['spilled']:8d} {row['shared'] / 1024:11.1f} "
         f"{row['tensor_core']:12d}"
     )

@@ -31,7 +31,7 @@ UNIMPORTED = {  # direct dependencies that no module imports by name
 # Imports go up this list, never down; packages on one line do not import each other in a circle.
 LAYERS = (
     ("config", "lock", "record", "runtime", "stages", "statistics"),
-    ("data", "kernels", "tokenizer"),
+    ("data", "kernels", "parallel", "tokenizer"),
     ("model",),
     ("train", "dist", "interop"),
     ("longctx", "post"),

@@ -25,6 +25,8 @@ from triton.compiler import ASTSource
 from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
 from kexa.kernels.cross_entropy import triton as cross_entropy
+from kexa.kernels.decode import triton as decode
+from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.launch import Launch
@@ -38,6 +40,7 @@ _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -115,6 +118,24 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "grouped GEMM", grouped.rows_launch(x, w, ends, y, transpose=False)
     yield "grouped GEMM, transposed", grouped.rows_launch(y, w, ends, x, transpose=True)
     yield "grouped GEMM", grouped.weights_launch(y, x, ends, w)
+    x_rows, y_rows = _fp8(rows, D, fp8.TILE), _fp8(rows, F, fp8.TILE)
+    yield "FP8 quantisation", fp8.rows_launch(x, *x_rows)
+    T = fp8.tiles_bound(rows, E)
+    x_tokens, y_tokens = _fp8(D, T * fp8.TILE, fp8.TILE), _fp8(F, T * fp8.TILE, fp8.TILE)
+    yield "FP8 quantisation", fp8.tokens_launch(x, ends, *x_tokens)
+    blocks, blocks_t = (
+        (
+            torch.empty(E, out, inner, dtype=torch.float8_e4m3fn, device="meta"),
+            torch.empty(E, out // fp8.TILE, inner // fp8.TILE, **fp32),
+        )
+        for out, inner in ((F, D), (D, F))
+    )
+    yield "FP8 quantisation", fp8.blocks_launch(w, *blocks)
+    one, one_end = tuple(part[:1] for part in blocks), ends[:1]
+    yield "FP8 GEMM", fp8.gemm_launch(x_rows, one, one_end, y)
+    yield "FP8 grouped GEMM", fp8.gemm_launch(x_rows, blocks, ends, y)
+    yield "FP8 grouped GEMM, transposed", fp8.gemm_launch(y_rows, blocks_t, ends, x)
+    yield "FP8 grouped GEMM", fp8.weight_gemm_launch(y_tokens, x_tokens, ends, w)
     V = model.vocab_size
     h, w = torch.empty(tokens, D, **bf16), torch.empty(V, D, **bf16)
     targets, chosen = torch.empty(tokens, **int32), torch.empty(tokens, **fp32)
@@ -145,6 +166,23 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     yield "routing", routing.scan_launch(counts, counts, ends)
     yield "routing", routing.place_launch(chosen, counts, ends, pairs, pairs, ends, R)
     yield "routing", routing.backward_launch(scores, chosen, gates, scores, *weights)
+    rows, drafted = 16, 8  # a batch being decoded, as many tokens each as a cache takes
+    q = torch.empty(rows, drafted, H, K, **bf16).transpose(1, 2)
+    position = torch.empty(rows, drafted, dtype=torch.int64, device="meta")
+    for slots, window in ((model.sliding_window + 8, model.sliding_window), (65536, None)):
+        k = torch.empty(rows, G, slots, K, **bf16)
+        o, lse = decode.buffers(q, slots, window)
+        yield (
+            "decode attention",
+            decode.attend_launch(q, k, k, position, position[:, 0], o, lse, window),
+        )
+    yield "decode attention", decode.combine_launch(o, lse, q)
+
+
+def _fp8(rows: int, columns: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of one operand on the meta device."""
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
+    return codes, torch.empty(columns // tile, rows, device="meta")
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -6,7 +6,7 @@ whether arithmetic or memory sets the least possible time:
 
     least time = max(flops / peak flops, bytes / bandwidth)
 
-H100 SXM figures are NVIDIA's data sheet: 989 TFLOP/s dense bf16, 3.35 TB/s.
+H100 SXM figures are NVIDIA's data sheet: 989 TFLOP/s dense bf16, 1979 in FP8, 3.35 TB/s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 H100_FLOPS = 989e12  # bf16, dense, per second
+H100_FP8_FLOPS = 1979e12  # FP8, dense, per second
 H100_BYTES = 3.35e12  # per second
 
 
@@ -51,6 +52,13 @@ def grouped_gemm(rows: int, inputs: int, outputs: int, experts_used: int, item: 
     """Forward pass: every used expert's matrix is read once, every row read and written once."""
     moved = item * (experts_used * inputs * outputs + rows * (inputs + outputs))
     return Cost(flops=2.0 * rows * inputs * outputs, bytes=float(moved))
+
+
+def scaled_gemm(rows: int, inputs: int, outputs: int, experts_used: int) -> Cost:
+    """Product of FP8 codes (1 byte; 4 bytes of scale per row, or block, of 128) into BF16 rows."""
+    weights = experts_used * inputs * outputs * (1 + 4 / 128**2)
+    moved = weights + rows * inputs * (1 + 4 / 128) + 2 * rows * outputs
+    return Cost(flops=2.0 * rows * inputs * outputs, bytes=moved)
 
 
 def linear_cross_entropy(rows: int, inputs: int, vocabulary: int, item: int = 2) -> Cost:

@@ -21,12 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
-from kexa.kernels import global_attention, window_attention
+from kexa.kernels import decode_attention, global_attention, window_attention
 from kexa.model.cache import LayerCache, Step
 from kexa.model.linear import Linear, RMSNorm
 
@@ -100,7 +99,9 @@ class Attention(nn.Module):
         if cache is not None:
             keys_BGSK, values_BGSK, mask = cache.update(k_BGTK, v_BGTK, context.step)
         if mask is not None:
-            out_BHTK = attend(q_BHTK, keys_BGSK, values_BGSK, mask)
+            step = context.step
+            where = (step.positions_BT, step.start_B, self.window, mask)
+            out_BHTK = decode_attention(q_BHTK, keys_BGSK, values_BGSK, *where)
         elif self.window is not None:
             out_BHTK = window_attention(
                 q_BHTK, k_BGTK, v_BGTK, self.window, context.document_ids_BT
@@ -108,14 +109,3 @@ class Attention(nn.Module):
         else:
             out_BHTK = global_attention(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
         return self.o_proj(rearrange(out_BHTK, "b h t k -> b t (h k)"))
-
-
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: Tensor) -> Tensor:
-    """Attention under an explicit mask; query heads of one group are folded into the query axis."""
-    batch, heads, length, size = q_BHTK.shape
-    groups = k_BGSK.shape[1]
-    q_BGTK = q_BHTK.reshape(batch, groups, heads // groups * length, size)
-    mask = mask_B1TS.repeat(1, 1, heads // groups, 1)
-    return F.scaled_dot_product_attention(q_BGTK, k_BGSK, v_BGSK, attn_mask=mask).reshape(
-        q_BHTK.shape
-    )

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kexa.kernels.decode.reference import visible_slots
+
 
 @dataclass
 class Step:
@@ -34,6 +36,7 @@ class Step:
         Tensor | None
     )  # [B, 1, T, S]; None on an empty cache: nothing but the call's own tokens
     global_mask: Tensor | None
+    start_B: Tensor | None = None  # columns of left padding, where there is a mask
 
 
 class LayerCache:
@@ -129,18 +132,10 @@ class Cache:
             if padding_B is not None:
                 self.start_B = padding_B
         else:
-            query_BT1 = positions_BT[:, :, None]
-            first_B11 = self.start_B[:, None, None]
-            last_B11 = positions_BT[:, -1, None, None]
-            slots_S = torch.arange(ring, device=device)
-            held_B1S = last_B11 - (last_B11 - slots_S) % ring  # position a ring slot holds now
-            step.window_mask = (
-                (held_B1S <= query_BT1)
-                & (held_B1S > query_BT1 - self.window)
-                & (held_B1S >= first_B11)
-            )[:, None]
-            keys_S = torch.arange(self.longest + new_tokens, device=device)
-            step.global_mask = ((keys_S <= query_BT1) & (keys_S >= first_B11))[:, None]
+            step.start_B = self.start_B
+            step.window_mask = visible_slots(positions_BT, self.start_B, ring, self.window)
+            keys = self.longest + new_tokens
+            step.global_mask = visible_slots(positions_BT, self.start_B, keys, None)
         self.length_B = self.length_B + new_tokens
         self.longest += new_tokens
         return step

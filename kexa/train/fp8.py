@@ -6,7 +6,7 @@ A linear layer has three products, and each rounds its operands and its result:
     dx = dy w       dgrad     contracts over F
     dw = dy^T x     wgrad     contracts over tokens
 
-FP8 (:func:`quantize`): every operand becomes E4M3 with one scale per tile. Along the contracted
+FP8: every operand becomes E4M3 with one scale per tile. Along the contracted
 axis a tile is 128 long; activations and gradients have tiles of 1 x 128, weights blocks of 128 x
 128:
 
@@ -25,11 +25,10 @@ products; attention itself stays fp32. The training loss never stores the head's
 not round them (:mod:`kexa.kernels.cross_entropy`). chosen: x and dy are quantised from their
 original values for wgrad, not requantised from the codes of the other two products.
 
-FP8 is emulated: operands are rounded to values the format holds, equal to those of
-``torch.float8_e4m3fn`` bit for bit, and multiplied decoded. CPUs multiply in fp32; GPUs in BF16,
-which is exact for BF16 operands and rounds decoded FP8 ones by 2^-9, beside the format's 2^-4. The
-rounding avoids the slow casts of CPUs: adding and subtracting 1.5 * 2^(e + 20) rounds an fp32
-number of exponent e to E4M3's four significant bits.
+Chips with FP8 (:func:`kexa.runtime.has_fp8`) run the kernels of ``kexa.kernels.fp8``. Elsewhere FP8
+is emulated: operands are rounded to the values of the very same codes and multiplied decoded. CPUs
+multiply in fp32; GPUs in BF16, which is exact for BF16 operands and rounds decoded FP8 ones by
+2^-9, beside the format's 2^-4.
 
 Legend: N tokens, D inputs, F outputs, E experts.
 """
@@ -43,24 +42,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kexa.kernels import grouped_gemm, linear_cross_entropy
+from kexa.kernels import (
+    Scaled,
+    grouped_gemm,
+    linear_cross_entropy,
+    quantize_blocks,
+    quantize_rows,
+    quantize_tokens,
+    scaled_gemm,
+    scaled_weight_gemm,
+    transposed,
+)
+from kexa.kernels.fp8.emulated import TILE, quantize, quantize_ragged
 from kexa.model.linear import Head, Linear
 from kexa.model.moe import SparseMoE
-
-TILE = 128
-E4M3_MAX = 448.0
-SMALLEST_AMAX = 1e-4
-_SMALLEST_NORMAL = 2.0**-6
-
-
-def round_e4m3_(x: Tensor) -> Tensor:
-    """Round fp32 values in -448..448 to the nearest E4M3 value in place, ties to even.
-
-    A result of zero is +0, whatever the sign of what was rounded.
-    """
-    exponent = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=_SMALLEST_NORMAL)
-    magic = exponent.mul_(1.5 * 2.0**20)
-    return x.add_(magic).sub_(magic)
+from kexa.runtime import has_fp8
 
 
 def round_bf16(x: Tensor) -> Tensor:
@@ -68,34 +64,8 @@ def round_bf16(x: Tensor) -> Tensor:
     return x.bfloat16().to(x.dtype)
 
 
-def scale_of(amax: Tensor) -> Tensor:
-    """The scale of tiles with these largest magnitudes."""
-    return amax.clamp(min=SMALLEST_AMAX) / E4M3_MAX
-
-
-def quantize(x: Tensor, rows: int, columns: int) -> Tensor:
-    """``x`` as FP8 stores it, decoded: one scale per tile ``[rows, columns]`` of the last two axes.
-
-    Tiles at the right and lower edge may be smaller. fp32 in, fp32 out, same shape.
-    """
-    *_, n, d = x.shape
-    padded = F.pad(x, (0, -d % columns, 0, -n % rows)) if n % rows or d % columns else x
-    tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
-    scale = scale_of(tiles.abs().amax((-3, -1), keepdim=True))
-    decoded = round_e4m3_(tiles / scale).mul_(scale)
-    return decoded.flatten(-4, -3).flatten(-2)[..., :n, :d]
-
-
-def quantize_ragged(x_ND: Tensor, counts: Sequence[int]) -> Tensor:
-    """:func:`quantize` with tiles of ``[128, 1]`` that start anew at every expert's first row."""
-    lengths = [min(TILE, n - i) for n in counts for i in range(0, n, TILE)]
-    amax = torch.stack([tile.amax(0) for tile in x_ND.abs().split(lengths)])
-    scale_ND = scale_of(amax).repeat_interleave(torch.tensor(lengths, device=x_ND.device), 0)
-    return round_e4m3_(x_ND / scale_ND).mul_(scale_ND)
-
-
 class _Fp8:
-    """How FP8 rounds each operand."""
+    """How emulated FP8 rounds each operand."""
 
     @staticmethod
     def weight(w: Tensor) -> Tensor:
@@ -187,13 +157,38 @@ class _GroupedMatmul(torch.autograd.Function):
         return dx, dw, None, None
 
 
+class _Fp8Kernels(torch.autograd.Function):
+    """The three products of every expert, as codes, with the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
+        w = quantize_blocks(w_EFD)
+        ctx.save_for_backward(x_ND, *w, offsets_E)
+        return scaled_gemm(quantize_rows(x_ND), w, offsets_E).to(x_ND.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy_NF: Tensor) -> tuple:
+        x_ND, codes, scales, offsets_E = ctx.saved_tensors
+        w = transposed(Scaled(codes, scales))
+        dx = scaled_gemm(quantize_rows(dy_NF), w, offsets_E)
+        dy, x = quantize_tokens(dy_NF, offsets_E), quantize_tokens(x_ND, offsets_E)
+        dw = scaled_weight_gemm(dy, x, offsets_E)
+        return dx.to(x_ND.dtype), dw.to(x_ND.dtype), None
+
+
 def fp8_matmul(x: Tensor, w_FD: Tensor) -> Tensor:
     """``x w^T`` in FP8, forward and backward: fp32 ``[..., D]`` and ``[F, D]`` to ``[..., F]``."""
+    if has_fp8(x.device):
+        x_ND = x.flatten(0, -2)
+        end = torch.full((1,), len(x_ND), dtype=torch.int32, device=x.device)
+        return _Fp8Kernels.apply(x_ND, w_FD[None], end).unflatten(0, x.shape[:-1])
     return _Matmul.apply(x, w_FD, _Fp8)
 
 
 def fp8_grouped_gemm(x_ND: Tensor, w_EFD: Tensor, offsets_E: Tensor) -> Tensor:
     """:func:`kexa.kernels.grouped_gemm` in FP8, forward and backward."""
+    if has_fp8(x_ND.device):
+        return _Fp8Kernels.apply(x_ND, w_EFD, offsets_E)
     return _GroupedMatmul.apply(x_ND, w_EFD, offsets_E, _Fp8)
 
 

@@ -28,6 +28,8 @@ from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.attention import triton as attention
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.cross_entropy import triton as cross_entropy
+from kexa.kernels.decode import triton as decode
+from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import reference as grouped_reference
@@ -35,8 +37,8 @@ from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.norm import reference as norm_reference
 from kexa.kernels.norm import triton as norm
 from kexa.kernels.routing import triton as routing
+from tests.kernels import decode_checks, fp8_checks, rows_checks
 from tests.kernels import kernel_checks as checks
-from tests.kernels import rows_checks
 from tests.kernels.mutants import FAULTS
 
 FP32 = 1e-5
@@ -197,6 +199,17 @@ def ancestors(out: torch.Tensor) -> set[str]:
     return names
 
 
+def every_code() -> None:
+    """All finite codes, the midpoints between them and their neighbours, in tiles of scale 1."""
+    values = torch.from_numpy(fp8_checks.GRID).float()
+    middle = (values[1:] + values[:-1]) / 2
+    around = [values, middle, middle.nextafter(middle + 1), middle.nextafter(middle - 1)]
+    values = torch.cat([*around, *(-v for v in around)])
+    x = torch.full((len(values), 2), 448.0)
+    x[:, 0] = values
+    fp8_checks.assert_same_bits(fp8.quantize_rows(x), fp8_checks.rows_by_tiles(x), "every code")
+
+
 def equal_bits() -> None:
     q, k, v, window, ids, d_out = checks.attention_inputs("window over two tiles", torch.float32)
     first, second = (
@@ -242,6 +255,7 @@ def main() -> None:
     operations = {
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
+        "decode": (decode, "decode_attention", decode_checks.check, decode_checks.CASES),
         "cross entropy": (
             cross_entropy,
             "linear_cross_entropy",
@@ -252,6 +266,8 @@ def main() -> None:
         "glu": (glu, "swiglu", glu_check, rows_checks.GLU_CASES),
         "routing": (routing, "route", routing_check, rows_checks.ROUTING_CASES),
     }
+    for name, (function, check) in fp8_checks.OPERATIONS.items():
+        operations[name] = (fp8, function, check, fp8_checks.CASES)
     report: dict[str, dict[str, str]] = {"checks": {}, "faults": {}}
     with np.errstate(invalid="raise", divide="raise", over="raise"):
         for name, (module, function, check, cases) in operations.items():
@@ -278,6 +294,7 @@ SINGLE_CHECKS = (
     bfloat16_is_refused,
     dispatch_reaches_the_kernels,
     equal_bits,
+    every_code,
     rows_gradcheck,
     nan_is_routed_and_shows,
 )

@@ -57,6 +57,13 @@ def test_least_time_is_set_by_the_scarcer_resource():
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
 
 
+def test_fp8_product_moves_codes_scales_and_bf16_rows():
+    cost = costs.scaled_gemm(rows=256, inputs=128, outputs=384, experts_used=2)
+    assert cost.flops == 2 * 256 * 128 * 384
+    codes, scales = 2 * 384 * 128 + 256 * 128, 2 * 3 + 256
+    assert cost.bytes == codes + 4 * scales + 2 * 256 * 384
+
+
 def test_costs_of_row_operations_are_their_bytes():
     assert costs.rms_norm(rows=3, features=5).bytes == 2 * (15 + 5 + 15)  # x, weight, y
     assert costs.swiglu(rows=3, features=5).bytes == 2 * 3 * 15  # gate, up, y

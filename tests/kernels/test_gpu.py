@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kexa.kernels import (
+    decode_attention,
+    fp8,
     global_attention,
     grouped_gemm,
     linear_cross_entropy,
@@ -15,12 +17,15 @@ from kexa.kernels import (
     window_attention,
 )
 from kexa.kernels.attention import reference as attention_reference
-from kexa.kernels.check import compare
+from kexa.kernels.check import check, compare
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
+from kexa.kernels.decode import reference as decode_reference
+from kexa.kernels.fp8 import reference as fp8_reference
 from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.norm import reference as norm_reference
-from tests.kernels import rows_checks
+from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
+from tests.kernels import decode_checks, fp8_checks, rows_checks
 
 pytestmark = pytest.mark.gpu
 
@@ -142,6 +147,86 @@ def test_weights_past_two_billion_numbers():
     ends = torch.zeros(E, dtype=torch.int32, device="cuda")
     ends[-1] = 5
     assert bool((grouped_gemm(x, w, ends) == D).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", fp8_checks.CASES)
+def test_fp8_codes_equal_the_emulation_bit_for_bit(case, dtype):
+    x, w, _, offsets = fp8_checks.inputs(case)
+    for name, arguments in (
+        ("quantize_rows", (x.to(dtype),)),
+        ("quantize_tokens", (x.to(dtype), offsets)),
+        ("quantize_blocks", (w.to(dtype),)),
+    ):
+        ours = getattr(fp8, name)(*(t.cuda() for t in arguments))
+        codes, scales = getattr(fp8_reference, name)(*arguments)
+        expected = codes.view(torch.uint8).numpy(), scales.numpy()
+        fp8_checks.assert_same_bits(fp8.Scaled(*(t.cpu() for t in ours)), expected, case)
+
+
+def test_fp8_products_are_as_exact_as_pytorch():
+    result = check("FP8 GEMM", "cuda", torch.bfloat16)
+    assert result.holds and result.path == "triton", result
+
+
+@pytest.mark.parametrize("ends", [(257,), (0, 1, 1), (100, 100, 257), (1, 2, 1000)])
+@pytest.mark.parametrize("features", [(64, 128), (200, 328), (1024, 512)])
+def test_fp8_training_follows_the_emulation(ends, features):
+    D, F = features
+    x, dy = fp8_checks.normal(ends[-1], D, seed=0), fp8_checks.normal(ends[-1], F, seed=1)
+    w, offsets = fp8_checks.normal(len(ends), F, D, seed=2), torch.tensor(ends).int()
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (x, w)]
+        y = fp8_grouped_gemm(*leaves, offsets.to(device))
+        results.append((y, *torch.autograd.grad(y, leaves, dy.to(device))))
+    assert results[1][0].grad_fn.name() == "_Fp8KernelsBackward"
+    for emulated, ours in zip(*results, strict=True):  # a BF16 rounding, and the chip's short sums
+        largest = float(emulated.detach().abs().max())
+        torch.testing.assert_close(ours.cpu(), emulated, rtol=2**-7, atol=1e-3 * largest)
+
+
+def test_fp8_never_waits_for_the_gpu_and_repeats_its_bits():
+    draw = {"dtype": torch.bfloat16, "device": "cuda", "requires_grad": True}
+    x, w, w_EFD = (torch.randn(s, **draw) for s in ((300, 256), (128, 256), (4, 128, 256)))
+    ends = torch.tensor([10, 10, 200, 300], dtype=torch.int32, device="cuda")
+    dy = torch.randn(300, 128, dtype=torch.bfloat16, device="cuda")
+    runs = []
+    for mode in ("default", "error", "error"):  # the first pass compiles, which may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        dense, grouped = fp8_matmul(x, w), fp8_grouped_gemm(x, w_EFD, ends)
+        gradients = torch.autograd.grad((dense, grouped), (x, w, w_EFD), (dy, dy))
+        runs.append((dense, grouped, *gradients))
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("case", decode_checks.CASES)
+def test_decode_attention_is_as_exact_as_pytorch(case):
+    *inputs, position, start, window = decode_checks.inputs(case, torch.bfloat16)
+    inputs = [x.nan_to_num().cuda() for x in inputs]
+    position, start = position.cuda(), start.cuda()
+    mask = decode_reference.visible_slots(position, start, inputs[1].shape[2], window)
+
+    @torch.no_grad()
+    def op(q, k, v):
+        return decode_attention(q, k, v, position, start, window)
+
+    def plain(q, k, v):
+        return decode_reference.decode_attention(q, k, v, mask)
+
+    assert_as_exact_as_pytorch(op, plain, inputs, None)
+
+
+@pytest.mark.parametrize("case", decode_checks.CASES)
+def test_decode_attention_reads_no_slot_that_nobody_sees(case):
+    arguments = decode_checks.inputs(case, torch.bfloat16)
+    arguments = [x.cuda() if torch.is_tensor(x) else x for x in arguments]
+    for mode in ("default", "error"):  # the first pass compiles, which may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        out = decode_attention(*arguments)
+        torch.cuda.set_sync_debug_mode("default")
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("rows, features", [(1, 128), (63, 100), (1000, 6144), (40000, 128)])

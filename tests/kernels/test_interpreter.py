@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kexa.config import ROOT
-from tests.kernels import rows_checks
+from tests.kernels import decode_checks, fp8_checks, rows_checks
 from tests.kernels.kernel_checks import ATTENTION_CASES, CROSS_ENTROPY_CASES, GROUPED_CASES
 from tests.kernels.mutants import FAULTS
 
@@ -20,6 +20,9 @@ CASES += [f"cross entropy: {case}" for case in CROSS_ENTROPY_CASES]
 CASES += ["cross_entropy_gradcheck", "frozen_inputs_get_no_gradient"]
 CASES += ["attention_gradcheck", "grouped_gradcheck", "addresses_past_two_billion"]
 CASES += ["bfloat16_is_refused", "dispatch_reaches_the_kernels", "equal_bits"]
+CASES += [f"{name}: {case}" for name in fp8_checks.OPERATIONS for case in fp8_checks.CASES]
+CASES += [f"decode: {case}" for case in decode_checks.CASES]
+CASES += ["every_code"]
 CASES += [f"norm: {case}" for case in rows_checks.NORM_CASES]
 CASES += [f"glu: {case}" for case in rows_checks.GLU_CASES]
 CASES += [f"routing: {case}" for case in rows_checks.ROUTING_CASES]

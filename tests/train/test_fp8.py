@@ -1,132 +1,24 @@
-"""FP8 against an independent oracle: codes decoded by the format's definition, nearest by search.
+"""FP8 and BF16 products: what they round, on both paths, and which modules follow a policy.
 
 Legend: N tokens, D inputs, F outputs, E experts.
 """
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kexa.kernels import grouped_gemm, linear_cross_entropy
-from kexa.train import set_numerics
+from kexa.kernels.fp8.emulated import quantize
+from kexa.train import fp8, set_numerics
 from kexa.train.fp8 import (
     bf16_grouped_gemm,
     bf16_matmul,
     fp8_grouped_gemm,
     fp8_matmul,
-    quantize,
-    quantize_ragged,
     round_bf16,
-    round_e4m3_,
 )
+from tests.kernels.fp8_checks import wide
 from tests.train.conftest import batch_at, loss_fn
-
-
-def decode(code: int) -> float:
-    """E4M3: sign, four exponent bits with bias 7, three mantissa bits; 0x7f and 0xff are NaN."""
-    sign = -1.0 if code & 0x80 else 1.0
-    exponent, mantissa = code >> 3 & 0xF, code & 7
-    if exponent == 15 and mantissa == 7:
-        return float("nan")
-    if exponent == 0:
-        return sign * mantissa * 2.0**-9
-    return sign * (1 + mantissa / 8) * 2.0 ** (exponent - 7)
-
-
-GRID = np.array([decode(code) for code in range(127)])  # the finite values from 0 up
-
-
-def nearest(values: np.ndarray) -> np.ndarray:
-    """The nearest grid value of each number, ties to the even code, by search in fp64."""
-    magnitude = np.abs(values.astype(np.float64))
-    upper = np.clip(np.searchsorted(GRID, magnitude), 1, 126)
-    low, high = GRID[upper - 1], GRID[upper]
-    take_high = (magnitude - low > high - magnitude) | (
-        (magnitude - low == high - magnitude) & (upper % 2 == 0)
-    )
-    return np.copysign(np.where(take_high, high, low), values).astype(np.float32)
-
-
-def oracle(x: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Tile by tile: scale, nearest code, times scale, every operation one fp32 rounding."""
-    out = np.empty_like(x)
-    for i in range(0, x.shape[0], rows):
-        for j in range(0, x.shape[1], columns):
-            tile = x[i : i + rows, j : j + columns]
-            amax = np.maximum(np.abs(tile).max(), np.float32(1e-4))
-            scale = np.float32(amax / np.float32(448))
-            out[i : i + rows, j : j + columns] = nearest(tile / scale) * scale
-    return out
-
-
-def wide(*shape, seed=0):
-    """Numbers over twelve binary orders of magnitude."""
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.randn(shape, generator=generator).mul(3).exp2()
-    return torch.randn(shape, generator=generator) * spread
-
-
-def bits(x):
-    """The bits, with one zero: the emulation drops the sign of zero, which no product shows."""
-    return (x + 0.0).contiguous().view(torch.int32)
-
-
-def test_every_code_is_a_fixed_point_and_equals_torch():
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    ours = torch.tensor([decode(code) for code in range(256)])
-    finite = ~ours.isnan()
-    assert torch.equal(codes.isnan(), ~finite)
-    assert torch.equal(bits(codes[finite]), bits(ours[finite]))
-    assert torch.equal(round_e4m3_(codes[finite].clone()), codes[finite])
-
-
-def test_midpoints_go_to_the_even_code_and_neighbours_to_the_nearest():
-    middle = torch.tensor((GRID[1:] + GRID[:-1]) / 2, dtype=torch.float32)
-    around = torch.stack(
-        [middle, middle.nextafter(middle + 1), middle.nextafter(torch.zeros_like(middle))]
-    ).flatten()
-    values = torch.cat([around, -around])
-    rounded = round_e4m3_(values.clone())
-    assert torch.equal(rounded, values.to(torch.float8_e4m3fn).float())
-    np.testing.assert_array_equal(rounded.numpy(), nearest(values.numpy()))
-
-
-@given(st.lists(st.floats(-448, 448, width=32), min_size=1, max_size=64))
-def test_rounding_equals_torch_and_the_oracle(values):
-    x = torch.tensor(values, dtype=torch.float32)
-    rounded = round_e4m3_(x.clone())
-    assert torch.equal(rounded, x.to(torch.float8_e4m3fn).float())
-    np.testing.assert_array_equal(rounded.numpy(), nearest(x.numpy()))
-
-
-@pytest.mark.parametrize("rows, columns", [(1, 128), (128, 1), (128, 128)])
-@pytest.mark.parametrize("shape", [(1, 1), (63, 100), (128, 128), (130, 257), (256, 384)])
-def test_quantize_equals_the_oracle_bit_for_bit(shape, rows, columns):
-    x = wide(*shape)
-    expected = torch.from_numpy(oracle(x.numpy(), rows, columns))
-    assert torch.equal(bits(quantize(x, rows, columns)), bits(expected))
-
-
-def test_quantize_handles_stacks_zeros_and_tiny_tiles():
-    x = wide(3, 130, 140)
-    together = quantize(x, 128, 128)
-    for i in range(3):
-        assert torch.equal(together[i], quantize(x[i], 128, 128))
-    assert torch.equal(quantize(torch.zeros(5, 7), 1, 128), torch.zeros(5, 7))
-    tiny = torch.full((1, 4), 1e-5)  # below the clamp: the scale is 1e-4 / 448
-    np.testing.assert_array_equal(quantize(tiny, 1, 128).numpy(), oracle(tiny.numpy(), 1, 128))
-
-
-@pytest.mark.parametrize("counts", [[300], [0, 1, 128, 0, 129, 42], [127, 173]])
-def test_ragged_tiles_never_cross_an_expert(counts):
-    x_ND = wide(300, 17)
-    expected = torch.cat(
-        [torch.from_numpy(oracle(x.numpy(), 128, 1)) for x in x_ND.split(counts) if len(x)]
-    )
-    assert torch.equal(bits(quantize_ragged(x_ND, counts)), bits(expected))
 
 
 def test_fp8_matmul_is_three_products_of_quantized_operands():
@@ -165,6 +57,30 @@ def test_grouped_product_is_the_product_of_each_expert(product):
         reference.backward(dy_e)
         for got, expected in [(y_e, reference), (dx_e, a.grad), (w.grad[e], b.grad)]:
             torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-6)
+
+
+def test_the_kernels_path_computes_what_the_emulation_does(monkeypatch):
+    """Equal codes, sums in another order: a result moves by at most one BF16 rounding."""
+    counts = [0, 130, 1, 69]
+    offsets = torch.tensor(counts).cumsum(0).int()
+    x, w, w_dense = wide(200, 140), wide(4, 136, 140, seed=1), wide(136, 140, seed=3)
+    dy = wide(200, 136, seed=2)
+
+    def results():
+        leaves = [t.clone().requires_grad_() for t in (x, w, w_dense)]
+        grouped = fp8_grouped_gemm(leaves[0], leaves[1], offsets)
+        dense = fp8_matmul(leaves[0].view(2, 100, 140), leaves[2]).flatten(0, 1)
+        dx_dw = torch.autograd.grad(grouped, leaves[:2], dy)
+        return grouped, *dx_dw, dense, *torch.autograd.grad(dense, leaves[::2], dy)
+
+    emulated = results()
+    monkeypatch.setattr(fp8, "has_fp8", lambda device: True)
+    with_codes = results()
+    assert with_codes[0].grad_fn.name() == "_Fp8KernelsBackward"
+    for got, expected in zip(with_codes, emulated, strict=True):
+        assert got.dtype == torch.float32
+        largest = float(expected.detach().abs().max())
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-6 * largest)
 
 
 def test_emulated_bf16_equals_bf16_arithmetic():

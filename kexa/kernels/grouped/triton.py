@@ -31,6 +31,20 @@ from kexa.kernels.launch import Launch
 
 
 @triton.jit
+def find_tile(offsets, E, tile, BE: tl.constexpr, TM: tl.constexpr):
+    """Expert, first row and end of its rows of one tile; past the last tile E or more, end 0."""
+    expert = tl.arange(0, BE)
+    end = tl.load(offsets + expert, expert < E, other=0)
+    begin = tl.load(offsets + expert - 1, (expert > 0) & (expert < E), other=0)
+    tiles_end = tl.cumsum(tl.where(expert < E, tl.cdiv(end - begin, TM), 0), 0)
+    e = tl.sum((tiles_end <= tile).to(tl.int32), 0)  # experts whose tiles all come before this one
+    tiles_before = tl.sum(tl.where(expert == e - 1, tiles_end, 0), 0)
+    stop = tl.sum(tl.where(expert == e, end, 0), 0)
+    first = tl.sum(tl.where(expert == e, begin, 0), 0) + (tile - tiles_before) * TM
+    return e, first, stop
+
+
+@triton.jit
 def _rows(
     x, w, offsets, y,
     x_n, w_e, w_out, w_in, y_n,
@@ -38,17 +52,9 @@ def _rows(
     BE: tl.constexpr, TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     columns = tl.cdiv(OUT, TN)
-    tile = tl.program_id(0) // columns
-    expert = tl.arange(0, BE)
-    end = tl.load(offsets + expert, expert < E, other=0)
-    begin = tl.load(offsets + expert - 1, (expert > 0) & (expert < E), other=0)
-    tiles_end = tl.cumsum(tl.where(expert < E, tl.cdiv(end - begin, TM), 0), 0)
-    e = tl.sum((tiles_end <= tile).to(tl.int32), 0)  # experts whose tiles all come before this one
+    e, first, stop = find_tile(offsets, E, tl.program_id(0) // columns, BE, TM)
     if e < E:
-        here = expert == e
-        tiles_before = tl.sum(tl.where(expert == e - 1, tiles_end, 0), 0)
-        stop = tl.sum(tl.where(here, end, 0), 0)
-        row = tl.sum(tl.where(here, begin, 0), 0) + (tile - tiles_before) * TM + tl.arange(0, TM)
+        row = first + tl.arange(0, TM)
         out = tl.program_id(0) % columns * TN + tl.arange(0, TN)
         inner = tl.arange(0, TK)
         x_rows = x + row.to(tl.int64)[:, None] * x_n
