@@ -33,7 +33,8 @@ check: $(STAMP)
 	$(BIN)/kexa notebooks --check
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not notebooks" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m notebooks
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(if $(DEVICE),--device $(DEVICE))

@@ -25,6 +25,7 @@ UNIMPORTED = {  # direct dependencies that no module imports by name
     "ipykernel": "the kernel of the notebooks",
     "ipywidgets": "progress bars of libraries warn in a notebook without it",
     "jupyterlab": "where they are read",
+    "pytest-xdist": "tests on two processes",
     "ruff": "a command",
 }
 
