@@ -23,14 +23,13 @@ sizes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kexa.kernels.launch import Launch
+from kexa.kernels.tiles import ProductTiles, product_tiles
 
 CHUNK = 64  # tiles of words per chunk
 
@@ -123,14 +122,14 @@ def _product(
 
 def forward_launch(h, w, targets, parts, chosen) -> Launch:
     """Launch that fills ``parts`` [tiles, N], log-sum-exps, and ``chosen`` [N], targets' logits."""
-    (N, D), V, tile = h.shape, len(w), _tiles(h)
+    (N, D), V, tile = h.shape, len(w), product_tiles(h)
     arguments = (h, w, targets, parts, chosen, h.stride(0), w.stride(0), N, D, V, *tile)
     return Launch(_forward, (_count(N, V, tile),), arguments, warps=8, stages=3)
 
 
 def gradient_launch(h, w, targets, lse, dz, first: int) -> Launch:
     """Launch that fills ``dz`` [N, V] of the chunk ``w``, whose first word is ``first``."""
-    (N, D), V, tile = h.shape, len(w), _tiles(h)
+    (N, D), V, tile = h.shape, len(w), product_tiles(h)
     strides = (h.stride(0), w.stride(0), dz.stride(0))
     arguments = (h, w, targets, lse, dz, *strides, N, D, V, first, *tile)
     return Launch(_gradient, (_count(N, V, tile),), arguments, warps=8, stages=3)
@@ -138,27 +137,13 @@ def gradient_launch(h, w, targets, lse, dz, first: int) -> Launch:
 
 def product_launch(a, b, weight, out, add: bool) -> Launch:
     """Launch that fills ``out = weight * a b``, or adds it to ``out``; ``weight`` is a scalar."""
-    (M, K), N, tile = a.shape, b.shape[1], _tiles(a)
+    (M, K), N, tile = a.shape, b.shape[1], product_tiles(a)
     strides = (*a.stride(), b.stride(0), out.stride(0))
     arguments = (a, b, weight, out, *strides, M, N, K, *tile, add)
     return Launch(_product, (_count(M, N, tile),), arguments, warps=8, stages=3)
 
 
-class _Tiles(NamedTuple):
-    TM: int
-    TN: int
-    TK: int
-    ACC: object
-
-
-def _tiles(x: torch.Tensor) -> _Tiles:
-    """Tile sizes: 128 x 128 x 64 for 16-bit types, half of each where numbers are wider."""
-    if x.element_size() <= 2:
-        return _Tiles(128, 128, 64, tl.float32)
-    return _Tiles(64, 64, 32, tl.float64 if x.dtype == torch.float64 else tl.float32)
-
-
-def _count(rows: int, columns: int, tile: _Tiles) -> int:
+def _count(rows: int, columns: int, tile: ProductTiles) -> int:
     return triton.cdiv(rows, tile.TM) * triton.cdiv(columns, tile.TN)
 
 
@@ -166,7 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, w, targets):
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
-        parts = h.new_empty(triton.cdiv(len(w), _tiles(h).TN), len(h), dtype=wide)
+        parts = h.new_empty(triton.cdiv(len(w), product_tiles(h).TN), len(h), dtype=wide)
         chosen = h.new_empty(len(h), dtype=wide)
         forward_launch(h, w, targets, parts, chosen).run()
         lse = parts.logsumexp(0)
@@ -180,7 +165,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_h, needs_w = ctx.needs_input_grad[:2]
         dh = torch.zeros_like(h, dtype=lse.dtype) if needs_h else None
         dw = torch.empty_like(w) if needs_w else None
-        words = CHUNK * _tiles(h).TN
+        words = CHUNK * product_tiles(h).TN
         for first in range(0, len(w), words):
             chunk = slice(first, first + words)
             dz = h.new_empty(len(h), len(w[chunk]))

@@ -21,13 +21,12 @@ Legend: N rows, D input features, F output features, E experts; TM, TN, TK tile 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from kexa.kernels.launch import Launch
+from kexa.kernels.tiles import product_tiles
 
 
 @triton.jit
@@ -106,7 +105,7 @@ def _weights(
 
 def rows_launch(x, w, offsets, y, transpose: bool) -> Launch:
     """Launch that fills ``y = x w[e]^T``, or ``y = x w[e]`` if ``transpose`` (rows' gradient)."""
-    N, (E, out, inner), tile = len(x), w.shape, _tiles(x)
+    N, (E, out, inner), tile = len(x), w.shape, product_tiles(x)
     w_e, w_out, w_in = w.stride()
     if transpose:
         out, inner, w_out, w_in = inner, out, w_in, w_out
@@ -118,25 +117,11 @@ def rows_launch(x, w, offsets, y, transpose: bool) -> Launch:
 
 def weights_launch(dy, x, offsets, dw) -> Launch:
     """Launch that fills ``dw[e] = dy^T x`` over the rows of each expert."""
-    (E, F, D), tile = dw.shape, _tiles(x)
+    (E, F, D), tile = dw.shape, product_tiles(x)
     strides = (dy.stride(0), x.stride(0), dw.stride(0), dw.stride(1))
     arguments = (dy, x, offsets, dw, *strides, F, D, *tile)
     tiles = triton.cdiv(F, tile.TM) * triton.cdiv(D, tile.TN)
     return Launch(_weights, (tiles, E), arguments, warps=8, stages=3)
-
-
-class _Tiles(NamedTuple):
-    TM: int
-    TN: int
-    TK: int
-    ACC: object
-
-
-def _tiles(x: torch.Tensor) -> _Tiles:
-    """Tile sizes: 128 x 128 x 64 for 16-bit types, half of each where numbers are wider."""
-    if x.element_size() <= 2:
-        return _Tiles(128, 128, 64, tl.float32)
-    return _Tiles(64, 64, 32, tl.float64 if x.dtype == torch.float64 else tl.float32)
 
 
 class _GroupedGemm(torch.autograd.Function):
