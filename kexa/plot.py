@@ -150,9 +150,12 @@ def grouped_bars(
             )  # fmt: skip
         _references(ax, baseline)
         _names(ax, list(groups))
-        ax.margins(y=0.18)  # room for the legend
+        ax.margins(y=0.18)  # room for the legend, one row
         ax.grid(axis="y")
-        return _finish(ax, title, "", ylabel, legend=len(series) > 1)
+        axes = _finish(ax, title, "", ylabel, legend=False)
+        if len(series) > 1:
+            axes.legend(loc="upper left", ncols=len(series))
+        return axes
 
 
 def heatmap(
