@@ -26,7 +26,7 @@ CASES = {
 
 
 def routing_of(case: str, dtype: torch.dtype) -> Routing:
-    """Experts drawn at random, sorted by loops; the gates are differentiable."""
+    """Experts drawn at random, sorted by loops; differentiable gates, at least fp32 as routers'."""
     N, _, _, allowed, E, K = CASES[case]
     generator = torch.Generator().manual_seed(N)
     chosen = [
@@ -41,7 +41,7 @@ def routing_of(case: str, dtype: torch.dtype) -> Routing:
     ends = [sum(e <= last for e in expert) for last in range(E)]
     return Routing(
         torch.tensor(chosen, dtype=torch.int64).view(N, K),
-        fenced(generator, N, K, dtype=dtype),
+        fenced(generator, N, K, dtype=torch.promote_types(dtype, torch.float32)),
         torch.tensor(order, dtype=torch.int64),
         torch.tensor(inverse, dtype=torch.int64),
         torch.tensor(ends, dtype=torch.int32),

@@ -62,6 +62,7 @@ def experts_up_check(op: Callable, case: str) -> None:
 
 def experts_down_check(op: Callable, case: str) -> None:
     experts_checks.check_down(op, case, torch.float32, FP32)
+    experts_checks.check_down(op, case, torch.float16, 2e-3)
 
 
 def cross_entropy_check(op: Callable, case: str) -> None:
