@@ -18,6 +18,8 @@ import torch.nn.functional as F
 
 from kexa.kernels import (
     decode_attention,
+    expert_down,
+    expert_up,
     global_attention,
     grouped_gemm,
     linear_cross_entropy,
@@ -91,6 +93,44 @@ def grouped_candidates(shape: Shape, device: str) -> Candidates:
         ),
         "loop over w[e]": _step(indexed, (x, w), d_out),
         "dense product of equal FLOPs": _step(lambda: x @ w[0].T, (x, w), d_out),
+    }
+
+
+def experts_candidates(shape: Shape, device: str) -> Candidates:
+    """Ours, the same operations one by one, and a loop over experts that adds into the tokens."""
+    N, D, inner, E, C = (shape[n] for n in "NDFEC")
+    x, d_out = _normal(device, N, D), _normal(device, N, D).detach()
+    w_up, w_down = (
+        (_normal(device, E, out, given).detach() / given**0.5).requires_grad_()
+        for out, given in ((2 * inner, D), (D, inner))
+    )
+    keys = torch.randn(N, E, generator=torch.Generator().manual_seed(0)).to(device)
+    routing = route(keys.sigmoid(), keys, C, True, 2.5)
+    leaves = (x, w_up, w_down, routing.gates_NK.requires_grad_())
+    bounds = [0, *routing.offsets_E.tolist()]
+
+    def fused():
+        return expert_down(expert_up(x, w_up, routing), w_down, routing)
+
+    def separate():
+        rows = grouped_gemm(x[routing.order_P // C], w_up, routing.offsets_E)
+        rows = grouped_gemm(swiglu(*rows.chunk(2, dim=-1)), w_down, routing.offsets_E)
+        rows = rows[routing.inverse_P].unflatten(0, (N, C))
+        return (routing.gates_NK[..., None] * rows).sum(1).to(x.dtype)
+
+    def loop():
+        y, gates = torch.zeros_like(x), routing.gates_NK.flatten()
+        for up, down, start, end in zip(w_up, w_down, bounds, bounds[1:], strict=False):
+            pairs = routing.order_P[start:end]
+            gate, up = (x[pairs // C] @ up.T).chunk(2, dim=-1)
+            rows = (F.silu(gate) * up) @ down.T * gates[pairs, None]
+            y.index_add_(0, pairs // C, rows.to(y.dtype))
+        return y
+
+    return {
+        "kexa": _step(fused, leaves, d_out),
+        "separate operations": _step(separate, leaves, d_out),
+        "loop over experts, index_add": _step(loop, leaves, d_out),
     }
 
 
@@ -235,6 +275,13 @@ OPERATIONS = (
             {"N": 4096, "D": 512, "F": 512, "E": 128},
         ),
         cuda=({"N": 65536, "D": 6144, "F": 2048, "E": 128},),
+    ),
+    Operation(
+        "experts",
+        "experts",
+        experts_candidates,
+        cpu=({"N": 1024, "D": 128, "F": 128, "E": 16, "C": 4},),
+        cuda=({"N": 8192, "D": 6144, "F": 2048, "E": 128, "C": 8},),
     ),
     Operation(
         "FP8 GEMM",

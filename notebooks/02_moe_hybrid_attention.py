@@ -495,7 +495,8 @@ print(inspect.cleandoc("\n" + loop))
 # `shrink` corrects what was summed under an older maximum, and `_visible` is the mask of the figure
 # above. Two more kernels walk the same tiles for the gradients. The grouped product finds its
 # expert by a prefix sum over the offsets, inside the kernel, so the host never waits for the
-# routing.
+# routing. The experts' kernels also fetch the rows of their tokens, apply SwiGLU and bring weighed
+# rows back themselves, so that no gathered copy is ever stored.
 #
 # Without a GPU they are tested all the same: Triton's interpreter runs them here, on shapes that
 # no tile divides, with packed documents and empty experts, against the reference in fp64. Every

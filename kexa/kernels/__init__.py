@@ -12,6 +12,7 @@ from kexa.kernels.attention import global_attention, window_attention
 from kexa.kernels.cross_entropy import linear_cross_entropy
 from kexa.kernels.decode import decode_attention
 from kexa.kernels.dispatch import use_triton
+from kexa.kernels.experts import expert_down, expert_up
 from kexa.kernels.fp8 import (
     Scaled,
     quantize_blocks,
@@ -30,6 +31,8 @@ __all__ = [
     "Routing",
     "Scaled",
     "decode_attention",
+    "expert_down",
+    "expert_up",
     "global_attention",
     "grouped_gemm",
     "linear_cross_entropy",

@@ -26,6 +26,7 @@ from kexa.config import ModelConfig
 from kexa.kernels.attention import triton as attention
 from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.decode import triton as decode
+from kexa.kernels.experts import triton as experts
 from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.glu import triton as glu
 from kexa.kernels.grouped import triton as grouped
@@ -66,7 +67,7 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
         zip(launch.kernel.params, launch.arguments, strict=True)
     ):
         name = parameter.name
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(i,)] = _POINTERS[value.dtype], [["tt.divisibility", 16]]
@@ -156,6 +157,7 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     gate, up = torch.empty(rows, 2 * F, **bf16).chunk(2, dim=-1)
     yield "SwiGLU", glu.forward_launch(gate, up, y)
     yield "SwiGLU", glu.backward_launch(gate, up, y, y, y)
+    yield from _experts(tokens, model)
     scores, top_k = torch.empty(tokens, E, **fp32), model.num_experts_per_tok
     chosen = torch.empty(tokens, top_k, dtype=torch.int64, device="meta")
     gates, pairs = torch.empty(tokens, top_k, **fp32), chosen.flatten()
@@ -177,6 +179,33 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
             decode.attend_launch(q, k, k, position, position[:, 0], o, lse, window),
         )
     yield "decode attention", decode.combine_launch(o, lse, q)
+
+
+def _experts(tokens: int, model: ModelConfig) -> Iterator[tuple[str, Launch]]:
+    """Both products of the experts, forward and backward."""
+    D, F, E, K = (
+        model.hidden_size,
+        model.moe_intermediate_size,
+        model.num_experts,
+        model.num_experts_per_tok,
+    )
+    bf16 = {"dtype": torch.bfloat16, "device": "meta"}
+    x, h = torch.empty(tokens, D, **bf16), torch.empty(tokens * K, F, **bf16)
+    gate_up, pairs = torch.empty(tokens * K, 2 * F, **bf16), torch.empty(tokens * K, D, **bf16)
+    w_up, w_down = torch.empty(E, 2 * F, D, **bf16), torch.empty(E, D, F, **bf16)
+    gates = torch.empty(tokens, K, device="meta")
+    order = torch.empty(tokens * K, dtype=torch.int64, device="meta")
+    ends = torch.empty(E, dtype=torch.int32, device="meta")
+    places = order, ends
+    parts = torch.empty(F // 128, tokens * K, device="meta")
+    up, down = "experts' up product", "experts' down product"
+    yield up, experts.up_launch(x, w_up, *places, gate_up, h, K)
+    yield f"{up}, inference", experts.up_launch(x, w_up, *places, None, h, K)
+    yield f"{up}, dx", experts.scatter_launch(gate_up, w_up, None, *places, pairs, transpose=True)
+    yield f"{up}, dw", experts.weights_launch(gate_up, x, None, *places, w_up, K, transpose=False)
+    yield down, experts.scatter_launch(h, w_down, gates, *places, pairs, transpose=False)
+    yield f"{down}, dh", experts.back_launch(x, w_down, h, gates, *places, h, parts)
+    yield f"{down}, dw", experts.weights_launch(h, x, gates, *places, w_down, K, transpose=True)
 
 
 def _fp8(rows: int, columns: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,6 +26,8 @@ import torch
 from kexa.kernels import (
     Scaled,
     decode_attention,
+    expert_down,
+    expert_up,
     fp8,
     global_attention,
     grouped_gemm,
@@ -39,6 +41,7 @@ from kexa.kernels import (
 from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.decode import reference as decode_reference
+from kexa.kernels.experts import reference as experts_reference
 from kexa.kernels.fp8 import reference as fp8_reference
 from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
@@ -140,6 +143,27 @@ def _grouped(device: str, dtype: torch.dtype):
         return grouped_reference.grouped_gemm(x, w, ends)
 
     return op, reference, (x, w), d_out
+
+
+def _experts(device: str, dtype: torch.dtype):
+    """From tokens to tokens, two of five experts each; the first and third get nothing."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((TOKENS, 72), (TOKENS, 2), (5, 2 * 88, 72), (5, 72, 88), (TOKENS, 72))
+    *inputs, d_out = (_normal(generator, s, device, dtype) for s in shapes)
+    keys = _normal(generator, (TOKENS, 5), device, torch.float32)
+    keys[:, [0, 2]] = -torch.inf
+    places = route(keys, keys, 2, True, 1.0)
+
+    def op(x, gates, w_up, w_down):
+        routing = places._replace(gates_NK=gates)
+        return expert_down(expert_up(x, w_up, routing), w_down, routing)
+
+    def reference(x, gates, w_up, w_down):
+        routing, product = places._replace(gates_NK=gates), grouped_reference.grouped_gemm
+        h = experts_reference.expert_up(x, w_up, routing, product)
+        return experts_reference.expert_down(h, w_down, routing, product)
+
+    return op, reference, inputs, d_out
 
 
 def _fp8(device: str, dtype: torch.dtype):
@@ -247,6 +271,7 @@ OPERATIONS = {
     "window attention": _attention(WINDOW),
     "global attention": _attention(None),
     "grouped GEMM": _grouped,
+    "experts": _experts,
     "FP8 GEMM": _fp8,
     "decode attention": _decode,
     "linear cross-entropy": _cross_entropy,

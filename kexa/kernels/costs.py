@@ -54,6 +54,32 @@ def grouped_gemm(rows: int, inputs: int, outputs: int, experts_used: int, item: 
     return Cost(flops=2.0 * rows * inputs * outputs, bytes=float(moved))
 
 
+def expert_up(
+    tokens: int, top_k: int, inputs: int, inner: int, experts_used: int, item: int = 2
+) -> Cost:
+    """Forward pass in training: reads a token's row for each of its pairs, writes gate, up and h.
+
+    The int64 order is read once; SwiGLU is five FLOPs a number.
+    """
+    pairs = tokens * top_k
+    numbers = experts_used * 2 * inner * inputs + pairs * (inputs + 3 * inner)
+    flops = 4.0 * pairs * inputs * inner + 5.0 * pairs * inner
+    return Cost(flops=flops, bytes=float(item * numbers + 8 * pairs))
+
+
+def expert_down(
+    tokens: int, top_k: int, inner: int, outputs: int, experts_used: int, item: int = 2
+) -> Cost:
+    """Forward pass: the weighed rows of the pairs are written, and read again to be summed.
+
+    The int64 order and the fp32 gates are read once.
+    """
+    pairs = tokens * top_k
+    numbers = experts_used * outputs * inner + pairs * (inner + 2 * outputs) + tokens * outputs
+    flops = 2.0 * pairs * inner * outputs + 2.0 * pairs * outputs
+    return Cost(flops=flops, bytes=float(item * numbers + 12 * pairs))
+
+
 def scaled_gemm(rows: int, inputs: int, outputs: int, experts_used: int) -> Cost:
     """Product of FP8 codes (1 byte; 4 bytes of scale per row, or block, of 128) into BF16 rows."""
     weights = experts_used * inputs * outputs * (1 + 4 / 128**2)

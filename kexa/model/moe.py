@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kexa.config import ModelConfig
-from kexa.kernels import Routing, grouped_gemm, route, swiglu
+from kexa.kernels import Routing, expert_down, expert_up, grouped_gemm, route
 from kexa.model.linear import SwiGLU
 
 
@@ -59,17 +59,17 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, hidden, inner))
 
-    def forward(self, x_PD: Tensor, offsets_E: Tensor, grouped_gemm: Callable) -> Tensor:
-        gate_PF, up_PF = grouped_gemm(x_PD, self.gate_up_proj, offsets_E).chunk(2, dim=-1)
-        return grouped_gemm(swiglu(gate_PF, up_PF), self.down_proj, offsets_E)
+    def forward(self, x_ND: Tensor, routing: Routing, grouped_gemm: Callable) -> Tensor:
+        h_PF = expert_up(x_ND, self.gate_up_proj, routing, grouped_gemm)
+        return expert_down(h_PF, self.down_proj, routing, grouped_gemm)
 
 
 class SparseMoE(nn.Module):
     """Router, routed experts and shared expert of one layer.
 
     ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's
-    matrix; a numerics policy may replace it. ``load_E`` counts the tokens each expert got in
-    training forwards since the last bias update.
+    matrix; a numerics policy may replace it, and then nothing is fused around it. ``load_E`` counts
+    the tokens each expert got in training forwards since the last bias update.
     """
 
     def __init__(self, config: ModelConfig):
@@ -108,13 +108,10 @@ class SparseMoE(nn.Module):
         """
         x_ND = x_BTD.flatten(0, 1)
         scores_NE = self.gate(x_ND)
-        chosen_NK, gates_NK, order_P, inverse_P, offsets_E = self.route(scores_NE)
-        pairs_PD = x_ND[order_P // self.top_k]
-        out_PD = self.experts(pairs_PD, offsets_E, self.grouped_gemm)
-        out_NKD = out_PD[inverse_P].view(*chosen_NK.shape, -1)
-        mixed_ND = (gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
+        routing = self.route(scores_NE)
+        mixed_ND = self.experts(x_ND, routing, self.grouped_gemm)
         if self.training and torch.is_grad_enabled():  # not while a policy in training samples
-            hits_NE = torch.zeros_like(scores_NE).scatter_(1, chosen_NK, 1.0)
+            hits_NE = torch.zeros_like(scores_NE).scatter_(1, routing.chosen_NK, 1.0)
             counted_NE = hits_NE if real_BT is None else hits_NE * real_BT.flatten()[:, None]
             self.load_E += counted_NE.sum(0)
         if balance is not None:

@@ -20,6 +20,7 @@ import torch
 
 from kexa.kernels import attention as attention_package
 from kexa.kernels import cross_entropy as cross_entropy_package
+from kexa.kernels import experts as experts_package
 from kexa.kernels import glu as glu_package
 from kexa.kernels import grouped as grouped_package
 from kexa.kernels import norm as norm_package
@@ -29,6 +30,7 @@ from kexa.kernels.attention import triton as attention
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.cross_entropy import triton as cross_entropy
 from kexa.kernels.decode import triton as decode
+from kexa.kernels.experts import triton as experts
 from kexa.kernels.fp8 import triton as fp8
 from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.glu import triton as glu
@@ -36,8 +38,9 @@ from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.grouped import triton as grouped
 from kexa.kernels.norm import reference as norm_reference
 from kexa.kernels.norm import triton as norm
+from kexa.kernels.routing import reference as routing_reference
 from kexa.kernels.routing import triton as routing
-from tests.kernels import decode_checks, fp8_checks, rows_checks
+from tests.kernels import decode_checks, experts_checks, fp8_checks, rows_checks
 from tests.kernels import kernel_checks as checks
 from tests.kernels.mutants import FAULTS
 
@@ -50,6 +53,16 @@ def attention_check(op: Callable, case: str) -> None:
 
 def grouped_check(op: Callable, case: str) -> None:
     checks.check_grouped_gemm(op, grouped_reference.grouped_gemm, case, torch.float32, FP32)
+
+
+def experts_up_check(op: Callable, case: str) -> None:
+    experts_checks.check_up(op, case, torch.float32, FP32)
+    experts_checks.check_rounding(op, case)
+
+
+def experts_down_check(op: Callable, case: str) -> None:
+    experts_checks.check_down(op, case, torch.float32, FP32)
+    experts_checks.check_down(op, case, torch.float16, 2e-3)
 
 
 def cross_entropy_check(op: Callable, case: str) -> None:
@@ -92,6 +105,51 @@ def grouped_gradcheck() -> None:
         return grouped.grouped_gemm(x, w, ends)
 
     assert torch.autograd.gradcheck(operation, (x, w), fast_mode=True)
+
+
+def experts_gradcheck() -> None:
+    x, w_up, routing, _ = experts_checks.up_inputs("every expert", torch.float64)
+    h, w_down, _, _ = experts_checks.down_inputs("every expert", torch.float64)
+
+    def down(h, w, gates):
+        return experts.expert_down(h, w, routing._replace(gates_NK=gates))
+
+    def up(x, w):
+        return experts.expert_up(x, w, routing)
+
+    assert torch.autograd.gradcheck(up, (x, w_up), fast_mode=True)
+    assert torch.autograd.gradcheck(down, (h, w_down, routing.gates_NK), fast_mode=True)
+
+
+def experts_repeat_their_bits() -> None:
+    x, w_up, routing, _ = experts_checks.up_inputs("empty and full experts", torch.float32)
+    _, w_down, _, dy = experts_checks.down_inputs("empty and full experts", torch.float32)
+    leaves = (x, w_up, w_down, routing.gates_NK)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = experts.expert_down(experts.expert_up(x, w_up, routing), w_down, routing)
+        return (y, *torch.autograd.grad(y, leaves, dy))
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def experts_keep_nothing_without_a_gradient() -> None:
+    """Gate and up are written for the backward pass alone."""
+    x, w, routing, _ = experts_checks.up_inputs("every expert", torch.float32)
+    written = []
+    launch = experts.up_launch
+
+    def seen(x, w, order, offsets, gate_up, h, top_k):
+        written.append(gate_up)
+        return launch(x, w, order, offsets, gate_up, h, top_k)
+
+    experts.up_launch = seen
+    experts.expert_up(x, w, routing)
+    experts.expert_up(x.detach(), w.detach(), routing)
+    with torch.no_grad():
+        experts.expert_up(x, w, routing)
+    experts.up_launch = launch
+    assert [gate_up is None for gate_up in written] == [False, True, True]
 
 
 def cross_entropy_gradcheck() -> None:
@@ -152,13 +210,23 @@ def addresses_past_two_billion() -> None:
         ends = torch.tensor([0, 0, 2], dtype=torch.int32)
         grouped.rows_launch(x, w, ends, y, transpose=False).run()
         checks.assert_close({"output": (y, x.float() @ w[2].float().T)}, 1e-3, "far expert")
+        order, pairs = torch.tensor([1, 0]), torch.empty(2, F, dtype=torch.float16)
+        experts.scatter_launch(x, w, None, order, ends, pairs, transpose=False).run()
+        checks.assert_close({"output": (pairs, y)}, 1e-3, "far expert, scattered")
+        h = torch.empty(2, F // 2, dtype=torch.float16)
+        experts.up_launch(x / 64, w, order, ends, None, h, top_k=1).run()
+        gate, up = (y.float() / 64).chunk(2, dim=-1)
+        checks.assert_close({"h": (h, gate.sigmoid() * gate * up)}, 2e-3, "far expert, up")
 
 
 def bfloat16_is_refused() -> None:
     x = torch.ones(1, 2, 4, 16, dtype=torch.bfloat16)
+    routing = experts_package.Routing(*routing_reference.route(*torch.rand(2, 4, 2), 2, True, 1.0))
     for call in (
         lambda: attention_package.global_attention(x, x, x),
         lambda: grouped_package.grouped_gemm(x[0, 0], x[0], torch.tensor([0, 4])),
+        lambda: experts_package.expert_up(x[0, 0], x[0], routing),
+        lambda: experts_package.expert_down(x[0].flatten(0, 1), x[0], routing),
         lambda: cross_entropy_package.linear_cross_entropy(
             x[0, 0], x[0, 0], torch.tensor([0, 1, 2, 3])
         ),
@@ -180,6 +248,10 @@ def dispatch_reaches_the_kernels() -> None:
     assert through.grad_fn.name() == "_AttentionBackward"
     x, w, ends, _ = checks.grouped_inputs("ragged over tiles", torch.float32)
     assert grouped_package.grouped_gemm(x, w, ends).grad_fn.name() == "_GroupedGemmBackward"
+    x, w, routed, _ = experts_checks.up_inputs("every expert", torch.float32)
+    assert experts_package.expert_up(x, w, routed).grad_fn.name() == "_ExpertUpBackward"
+    h, w, routed, _ = experts_checks.down_inputs("every expert", torch.float32)
+    assert "_ExpertDownBackward" in ancestors(experts_package.expert_down(h, w, routed))
     h, w, targets = checks.cross_entropy_inputs("one row, few words", torch.float32)
     loss = cross_entropy_package.linear_cross_entropy(h, w, targets)
     assert loss.grad_fn.saved_tensors[-1].shape == (1,)  # log-sum-exps; the PyTorch path saves none
@@ -255,6 +327,8 @@ def main() -> None:
     operations = {
         "attention": (attention, "attention", attention_check, checks.ATTENTION_CASES),
         "grouped": (grouped, "grouped_gemm", grouped_check, checks.GROUPED_CASES),
+        "experts up": (experts, "expert_up", experts_up_check, experts_checks.CASES),
+        "experts down": (experts, "expert_down", experts_down_check, experts_checks.CASES),
         "decode": (decode, "decode_attention", decode_checks.check, decode_checks.CASES),
         "cross entropy": (
             cross_entropy,
@@ -288,6 +362,9 @@ def main() -> None:
 SINGLE_CHECKS = (
     attention_gradcheck,
     grouped_gradcheck,
+    experts_gradcheck,
+    experts_repeat_their_bits,
+    experts_keep_nothing_without_a_gradient,
     cross_entropy_gradcheck,
     frozen_inputs_get_no_gradient,
     addresses_past_two_billion,

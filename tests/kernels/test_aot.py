@@ -23,7 +23,7 @@ def compiled() -> dict:
 @pytest.mark.parametrize("capability", sorted(aot.TENSOR_CORE))
 def test_kernels_fit_and_use_the_tensor_cores(compiled, capability):
     kernels = [row for row in compiled["rows"] if row["capability"] == capability]
-    assert len(kernels) == 33
+    assert len(kernels) == 40
     for kernel in kernels:
         product = kernel["kernel"] not in WITHOUT_PRODUCT
         assert (kernel["tensor_core"] > 0) == product, f"{kernel}: {aot.TENSOR_CORE[capability]}"

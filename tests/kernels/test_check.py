@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from kexa.config import ModelConfig
 from kexa.kernels import check, costs
 from kexa.kernels.attention import reference
 
@@ -55,6 +56,32 @@ def test_least_time_is_set_by_the_scarcer_resource():
     assert loss.flops == 560 and loss.bytes == 2 * (40 + 28)
     assert cost.least_seconds(flops=240, bandwidth=1e9) == 1.0
     assert cost.least_seconds(flops=1e9, bandwidth=188) == 1.0
+
+
+def test_experts_move_no_gathered_row_and_no_unweighed_product():
+    shape = {"tokens": 5, "top_k": 2, "experts_used": 3}
+    up = costs.expert_up(**shape, inputs=4, inner=7)
+    assert up.flops == 2 * (10 * 14 * 4) + 5 * 10 * 7
+    assert up.bytes == 2 * (3 * 14 * 4 + 10 * 4 + 10 * 14 + 10 * 7) + 8 * 10
+    down = costs.expert_down(**shape, inner=7, outputs=4)
+    assert down.flops == 2 * (10 * 4 * 7) + 2 * 10 * 4
+    assert down.bytes == 2 * (3 * 4 * 7 + 10 * 7 + 2 * 10 * 4 + 5 * 4) + (8 + 4) * 10
+
+
+def test_the_experts_products_wait_for_arithmetic_at_the_published_shapes():
+    model = ModelConfig()
+    D, F = model.hidden_size, model.moe_intermediate_size
+    tokens, top_k, experts = 8192, model.num_experts_per_tok, model.num_experts
+    up = costs.expert_up(tokens, top_k, D, F, experts)
+    down = costs.expert_down(tokens, top_k, F, D, experts)
+    for cost in (up, down):
+        assert cost.least_seconds() == cost.flops / costs.H100_FLOPS
+    pairs, weights = tokens * top_k, 2 * experts * D * F
+    separate_up = 2 * weights + 2 * pairs * (3 * D + 5 * F) + 8 * pairs
+    separate_down = weights + 2 * pairs * (F + 8 * D + 5 * D / top_k) + 20 * pairs
+    said = [round(n / 1e9, 1) for n in (up.bytes, separate_up, down.bytes, separate_down)]
+    assert said == [8.1, 10.2, 5.2, 10.4]
+    assert separate_down / costs.H100_BYTES > down.least_seconds()
 
 
 def test_fp8_product_moves_codes_scales_and_bf16_rows():

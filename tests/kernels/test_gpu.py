@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kexa.config import load
 from kexa.kernels import (
+    Routing,
     decode_attention,
+    expert_down,
+    expert_up,
     fp8,
     global_attention,
     grouped_gemm,
@@ -20,10 +24,13 @@ from kexa.kernels.attention import reference as attention_reference
 from kexa.kernels.check import check, compare
 from kexa.kernels.cross_entropy import reference as cross_entropy_reference
 from kexa.kernels.decode import reference as decode_reference
+from kexa.kernels.experts import reference as experts_reference
 from kexa.kernels.fp8 import reference as fp8_reference
 from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.norm import reference as norm_reference
+from kexa.kernels.routing import reference as routing_reference
+from kexa.model.moe import SparseMoE
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
 from tests.kernels import decode_checks, fp8_checks, rows_checks
 
@@ -71,6 +78,40 @@ def test_grouped_gemm_is_as_exact_as_pytorch(ends, features):
     )
 
 
+@pytest.mark.parametrize("tokens", [1, 63, 1000])
+@pytest.mark.parametrize("features", [(64, 128), (200, 328)])
+def test_experts_are_as_exact_as_pytorch(tokens, features):
+    """Eight experts, of which the first and the last get nothing."""
+    torch.manual_seed(0)
+    draw = {"dtype": torch.bfloat16, "device": "cuda"}
+    D, F = features
+    keys = torch.rand(tokens, 8, device="cuda")
+    keys[:, [0, 7]] = -torch.inf
+    routing = Routing(*routing_reference.route(keys, keys, 3, False, 1.0))
+    x, h = torch.randn(tokens, D, **draw), torch.randn(3 * tokens, F, **draw)
+    w_up, w_down = torch.randn(8, 2 * F, D, **draw), torch.randn(8, D, F, **draw)
+    plain = grouped_reference.grouped_gemm
+    assert_as_exact_as_pytorch(
+        lambda x, w: expert_up(x, w, routing),
+        lambda x, w: experts_reference.expert_up(x, w, routing, plain),
+        [x, w_up],
+        torch.randn(3 * tokens, F, **draw),
+    )
+
+    def down(function, *product):
+        def apply(h, w, gates):
+            return function(h, w, routing._replace(gates_NK=gates), *product)
+
+        return apply
+
+    assert_as_exact_as_pytorch(
+        down(expert_down),
+        down(experts_reference.expert_down, plain),
+        [h, w_down, torch.randn(tokens, 3, **draw)],
+        torch.randn(tokens, D, **draw),
+    )
+
+
 @pytest.mark.parametrize("rows", [1, 63, 1000])
 @pytest.mark.parametrize("features, words", [(64, 100), (328, 20_000)])
 def test_linear_cross_entropy_is_as_exact_as_pytorch(rows, features, words):
@@ -114,6 +155,7 @@ def test_no_call_waits_for_the_gpu():
     targets = torch.arange(256, device="cuda") % 64
     weight_o, weight_y = torch.randn_like(q), torch.randn_like(x)
     scores = torch.rand(256, 8, device="cuda", requires_grad=True)
+    w_up, w_down = torch.randn(8, 64, 64, **draw), torch.randn(8, 64, 32, **draw)
     for mode in ("default", "error"):  # the first pass compiles, which may wait
         torch.cuda.set_sync_debug_mode(mode)
         window_attention(q, k, v, 128).backward(weight_o)
@@ -121,8 +163,25 @@ def test_no_call_waits_for_the_gpu():
         linear_cross_entropy(x, w[0], targets).backward()
         rms_norm(q, q[0, 0, 0], 1e-5).backward(weight_o)
         swiglu(x, x).backward(weight_y)
-        route(scores, scores.detach(), 2, True, 2.5).gates_NK.sum().backward()
+        routing = route(scores, scores.detach(), 2, True, 2.5)
+        h = expert_up(x, w_up, routing)
+        expert_down(h, w_down, routing).backward(weight_y)
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_mixture_of_experts_never_waits_for_the_gpu():
+    torch.manual_seed(0)
+    layer = SparseMoE(load("smoke").model)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    layer = layer.to("cuda", torch.bfloat16).train()
+    width = layer.gate.weight.shape[1]
+    x, dy = torch.randn(2, 2, 65, width, dtype=torch.bfloat16, device="cuda")
+    for mode in ("default", "error"):  # the first pass compiles, which may wait
+        torch.cuda.set_sync_debug_mode(mode)
+        layer(x.requires_grad_()).backward(dy)
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
 def test_equal_inputs_give_equal_bits():
@@ -134,7 +193,13 @@ def test_equal_inputs_give_equal_bits():
     targets = torch.arange(300, device="cuda")
     losses = [linear_cross_entropy(h, w, targets) for _ in range(3)]
     others = [torch.autograd.grad(loss, (h, w)) for loss in losses]
-    for results in (runs, others):
+    x, gates = torch.randn(300, 128, **draw), torch.rand(300, 3, device="cuda", requires_grad=True)
+    w_up, w_down = torch.randn(8, 512, 128, **draw), torch.randn(8, 128, 256, **draw)
+    keys, leaves = torch.rand(300, 8, device="cuda"), (x, gates, w_up, w_down)
+    routing = route(keys, keys, 3, True, 1.0)._replace(gates_NK=gates)
+    mixed = [expert_down(expert_up(x, w_up, routing), w_down, routing) for _ in range(3)]
+    mixtures = [(y, *torch.autograd.grad(y, leaves, torch.ones_like(y))) for y in mixed]
+    for results in (runs, others, mixtures):
         for run in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], run, strict=True))
 
@@ -147,6 +212,11 @@ def test_weights_past_two_billion_numbers():
     ends = torch.zeros(E, dtype=torch.int32, device="cuda")
     ends[-1] = 5
     assert bool((grouped_gemm(x, w, ends) == D).all())
+    last = torch.full((5, 1), E - 1, device="cuda")
+    order = torch.arange(5, device="cuda")
+    routing = Routing(last, torch.ones(5, 1, device="cuda"), order, order, ends)
+    with torch.no_grad():
+        assert bool((expert_up(x, w, routing) == float(D) * D).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

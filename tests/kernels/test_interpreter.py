@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kexa.config import ROOT
-from tests.kernels import decode_checks, fp8_checks, rows_checks
+from tests.kernels import decode_checks, experts_checks, fp8_checks, rows_checks
 from tests.kernels.kernel_checks import ATTENTION_CASES, CROSS_ENTROPY_CASES, GROUPED_CASES
 from tests.kernels.mutants import FAULTS
 
@@ -26,6 +26,9 @@ CASES += ["every_code"]
 CASES += [f"norm: {case}" for case in rows_checks.NORM_CASES]
 CASES += [f"glu: {case}" for case in rows_checks.GLU_CASES]
 CASES += [f"routing: {case}" for case in rows_checks.ROUTING_CASES]
+CASES += [f"experts {way}: {case}" for way in ("up", "down") for case in experts_checks.CASES]
+CASES += ["experts_gradcheck", "experts_repeat_their_bits"]
+CASES += ["experts_keep_nothing_without_a_gradient"]
 CASES += ["rows_gradcheck", "nan_is_routed_and_shows"]
 
 FAULT_NAMES = [f"{op}: {name}" for op, faults in FAULTS.items() for name in faults]

@@ -48,7 +48,7 @@ def _swiglu(
 @triton.jit
 def _swiglu_backward(
     gate, up, dy, dgate, dup,
-    gate_n, up_n,
+    gate_n, up_n, d_n,
     N, F,
     R: tl.constexpr, BF: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -59,24 +59,25 @@ def _swiglu_backward(
     d = tl.load(dy + row * F + feature, inside, other=0.0).to(ACC)
     s = 1.0 / (1.0 + tl.exp(-a))
     d_a, d_b = d * b * s * (1.0 + a * (1.0 - s)), d * a * s
-    tl.store(dgate + row * F + feature, d_a.to(dgate.dtype.element_ty), inside)
-    tl.store(dup + row * F + feature, d_b.to(dup.dtype.element_ty), inside)
+    tl.store(dgate + row * d_n + feature, d_a.to(dgate.dtype.element_ty), inside)
+    tl.store(dup + row * d_n + feature, d_b.to(dup.dtype.element_ty), inside)
 
 
 def forward_launch(gate, up, y) -> Launch:
     """Launch that fills ``y [N, F]``."""
-    return _launch(_swiglu, (gate, up, y))
+    return _launch(_swiglu, (gate, up, y), (gate.stride(0), up.stride(0)))
 
 
 def backward_launch(gate, up, dy, dgate, dup) -> Launch:
-    """Launch that fills ``dgate`` and ``dup``, both contiguous."""
-    return _launch(_swiglu_backward, (gate, up, dy, dgate, dup))
+    """Launch that fills ``dgate`` and ``dup``, whose rows are equally far apart."""
+    strides = (gate.stride(0), up.stride(0), dgate.stride(0))
+    return _launch(_swiglu_backward, (gate, up, dy, dgate, dup), strides)
 
 
-def _launch(kernel, tensors: tuple[torch.Tensor, ...]) -> Launch:
-    gate, up, *_ = tensors
+def _launch(kernel, tensors: tuple[torch.Tensor, ...], strides: tuple[int, ...]) -> Launch:
+    gate = tensors[0]
     (N, F), tile = gate.shape, _tiles(gate)
-    arguments = (*tensors, gate.stride(0), up.stride(0), N, F, *tile)
+    arguments = (*tensors, *strides, N, F, *tile)
     tiles = triton.cdiv(N, tile.R) * triton.cdiv(F, tile.BF)
     return Launch(kernel, (tiles,), arguments, warps=4, stages=1)
 
