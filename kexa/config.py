@@ -88,7 +88,7 @@ class ModelConfig:
                 f"unknown layer type {sorted(unknown)[0]!r}; use 'sliding_attention' or "
                 "'full_attention'"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
@@ -104,10 +104,16 @@ class ModelConfig:
             raise ConfigError(f"scoring_func={self.scoring_func!r}; only 'sigmoid' is published")
         if self.hidden_act != "silu":
             raise ConfigError(f"hidden_act={self.hidden_act!r}; only 'silu' (SwiGLU) is published")
-        if self.num_experts % self.n_group or not 1 <= self.topk_group <= self.n_group:
+        if not 1 <= self.topk_group <= self.n_group or self.num_experts % self.n_group:
             raise ConfigError(
                 f"n_group={self.n_group}, topk_group={self.topk_group}: groups must divide "
                 f"num_experts={self.num_experts} and topk_group must lie in 1..n_group"
+            )
+        in_reach = self.num_experts // self.n_group * self.topk_group
+        if self.num_experts_per_tok > in_reach:
+            raise ConfigError(
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the number of experts "
+                f"({in_reach}) in topk_group={self.topk_group} of n_group={self.n_group} groups"
             )
         if self.sliding_window < 1:
             raise ConfigError(f"sliding_window={self.sliding_window} must be at least 1")

@@ -80,6 +80,7 @@ def generate(
 
     Args:
         input_ids: int64 [B, T], no padding.
+        max_new_tokens: at least 1.
         temperature: 0 is greedy.
         top_p: sample from the smallest set of most probable tokens that holds this mass.
         self_draft: let the MTP block draft; the distribution (greedy: the tokens) is unchanged.
@@ -98,8 +99,6 @@ def generate(
         return ids
     _check_arguments(max_new_tokens, temperature, top_p)
     _check_length(model, input_ids.shape[-1], max_new_tokens)
-    if max_new_tokens == 0:
-        return input_ids.clone()
     batch = len(input_ids)
     draws_TB = _uniform((max_new_tokens, batch), generator, input_ids.device)
     cache = model.new_cache(batch)
@@ -133,8 +132,6 @@ def generate_with_stats(
     rows_B = torch.arange(batch, device=device)
     ids_BT = torch.cat((input_ids, input_ids.new_zeros(batch, max_new_tokens + 1)), dim=1)
     outcome_BT = torch.full((batch, max_new_tokens), -1, dtype=torch.int8, device=device)
-    if max_new_tokens == 0:
-        return ids_BT[:, :prompt], DraftStats(outcome_BT, 0, 0)
 
     def uniform() -> Tensor:
         return _uniform((batch,), generator, device)
@@ -212,8 +209,8 @@ def sample(
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} is empty: there is nothing to continue")
         _check_length(model, len(prompt), max_new_tokens)
-    if max_new_tokens == 0 or not prompts:
-        return [Completion([], [], "length") for _ in prompts]
+    if not prompts:
+        return []
     device = model.lm_head.weight.device
     stop_S = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=device)
     draws_QT = _uniform((len(prompts), max_new_tokens), generator, device)
@@ -359,8 +356,8 @@ def _uniform(
 
 
 def _check_arguments(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must not be negative")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or a positive number")
     if not 0 < top_p <= 1:

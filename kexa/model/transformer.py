@@ -266,9 +266,9 @@ class KexaForCausalLM(nn.Module):
         self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
     ) -> None:
         config = self.config
-        if input_ids_BT.dim() != 2 or input_ids_BT.shape[1] == 0:
+        if input_ids_BT.dim() != 2 or input_ids_BT.numel() == 0:
             raise ValueError(
-                f"input_ids must be [batch, tokens >= 1], got shape {list(input_ids_BT.shape)}"
+                f"input_ids must be [batch >= 1, tokens >= 1], got shape {list(input_ids_BT.shape)}"
             )
         if document_ids_BT is not None and document_ids_BT.shape != input_ids_BT.shape:
             raise ValueError(

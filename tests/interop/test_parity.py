@@ -1,93 +1,130 @@
-"""Logits and greedy tokens against ``transformers``' ExaoneMoe, through exported checkpoints.
+"""Logits, packing, chunked prefill and cached decoding over random tiny configs; greedy tokens.
 
-Its norms and router round to fp32 even in an fp64 model, and so do ours: that is why fp64 agrees to
-1e-9. Its default expert path refuses fp64 (hence ``experts_implementation="eager"``) and its eager
-attention takes the softmax in fp32 (hence ``attn_implementation="sdpa"``).
+A slice of the cases that ``python -m benchmarks.parity`` runs, and faults that they must find.
 """
 
 from __future__ import annotations
 
-import random
+import dataclasses
+import json
+from unittest.mock import patch
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.__main__ import RESULTS
+from benchmarks.parity.__main__ import CONFIGS, KINDS, errors, failed, repeat, results
+from benchmarks.parity.configs import random_config, random_model
 from kexa.interop import save_hf
-from kexa.model import KexaForCausalLM, ModelConfig, generate
+from kexa.kernels.decode.reference import visible_slots
+from kexa.model import attention, cache, generate, moe
+from kexa.model.cache import Cache
+
+SEEDS = range(5)
 
 
-def random_config(seed: int) -> ModelConfig:
-    choose = random.Random(seed)
-    groups = choose.choice([1, 1, 2])
-    experts = groups * choose.choice([2, 3, 4])
-    kv_heads = choose.choice([1, 2, 3])
-    layers = choose.choice([2, 3, 5])
-    pattern = choose.choice(["LLLG", "LG", "G", "L", "GLL"])
-    kept = choose.randint(1, groups)
-    return ModelConfig(
-        vocab_size=choose.choice([53, 64, 97]),
-        hidden_size=choose.choice([16, 24, 40]),
-        num_hidden_layers=layers,
-        num_attention_heads=kv_heads * choose.choice([1, 2, 4]),
-        num_key_value_heads=kv_heads,
-        head_dim=choose.choice([6, 8, 16]),
-        intermediate_size=choose.choice([20, 33]),
-        moe_intermediate_size=choose.choice([7, 12]),
-        num_experts=experts,
-        num_experts_per_tok=choose.randint(1, kept * experts // groups),
-        num_shared_experts=choose.choice([1, 2]),
-        first_k_dense_replace=choose.randint(0, 2),
-        norm_topk_prob=choose.random() < 0.8,
-        routed_scaling_factor=choose.choice([1.0, 2.5]),
-        n_group=groups,
-        topk_group=kept,
-        sliding_window=choose.choice([1, 3, 8]),
-        sliding_window_pattern=pattern,
-        rope_theta=choose.choice([1e4, 1e6]),
-        max_position_embeddings=128,
-        num_nextn_predict_layers=choose.randint(0, 1),
+def failures(kind: str, seed: int) -> dict[str, float]:
+    return {case: error for case, error in errors(kind, seed).items() if failed(kind, error)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mtp"])  # in test_mtp.py
+def test_a_slice_of_the_cases_agrees(kind, seed):
+    assert errors(kind, seed)
+    assert failures(kind, seed) == {}
+
+
+def test_the_configs_reach_every_form_of_every_mechanism():
+    configs = [random_config(seed) for seed in range(CONFIGS)]
+    for what in (
+        lambda c: c.tie_word_embeddings,
+        lambda c: c.num_nextn_predict_layers,
+        lambda c: not c.norm_topk_prob,
+        lambda c: c.routed_scaling_factor != 1,
+        lambda c: c.n_group > 1 and c.topk_group < c.n_group,
+        lambda c: c.num_experts_per_tok == 1,
+        lambda c: c.num_experts_per_tok == c.num_experts,
+        lambda c: c.num_shared_experts > 1,
+        lambda c: c.num_attention_heads > c.num_key_value_heads > 1,
+        lambda c: c.first_k_dense_replace == 0,
+        lambda c: c.first_k_dense_replace >= c.num_hidden_layers,
+        lambda c: c.sliding_window == 1,
+        lambda c: set(c.layer_types) == {"full_attention"},
+        lambda c: set(c.layer_types) == {"sliding_attention"},
+        lambda c: len(set(c.layer_types)) == 2,
+        lambda c: c.head_dim * c.num_attention_heads != c.hidden_size,
+    ):
+        assert sum(bool(what(config)) for config in configs) >= 5
+
+
+def one_key_more(position_BT, start_B, slots, window):
+    return visible_slots(position_BT, start_B, slots, window and window + 1)
+
+
+def padding_is_seen(position_BT, start_B, slots, window):
+    return visible_slots(position_BT, torch.zeros_like(start_B), slots, window)
+
+
+def over_document_borders(q, k, v, *_):
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, enable_gqa=True
     )
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype) -> KexaForCausalLM:
-    model = KexaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-        for layer in model.moe_layers:
-            layer.e_score_correction_bias.normal_(0.0, 0.1)
-    return model.to(dtype).eval()
+def bias_in_the_weights(self, scores_NE):
+    biased_NE = scores_NE + self.e_score_correction_bias
+    return moe.route(biased_NE, biased_NE, self.top_k, self.normalise, self.scale)
 
 
-def transformers_model(path, dtype: torch.dtype):
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, experts_implementation="eager", attn_implementation="sdpa"
-    )
+@pytest.mark.parametrize(
+    ("kind", "place", "name", "fault"),
+    [
+        ("transformers-fp32", attention, "rotate", lambda x, cos, sin: x),
+        ("transformers-fp32", moe.SparseMoE, "route", bias_in_the_weights),
+        ("transformers-fp64", moe.SparseMoE, "route", bias_in_the_weights),
+        ("packed", attention, "global_attention", over_document_borders),
+        ("prefill", cache, "visible_slots", one_key_more),
+        ("prefill", cache, "visible_slots", padding_is_seen),
+        ("decode", cache, "visible_slots", one_key_more),
+        ("decode", cache, "visible_slots", padding_is_seen),
+        ("decode", Cache, "roll_back", lambda self, tokens: None),
+    ],
+)
+def test_a_planted_fault_is_found(kind, place, name, fault):
+    with patch.object(place, name, fault):
+        assert any(failures(kind, seed) for seed in SEEDS)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_logits_agree(seed, tmp_path):
-    torch.manual_seed(seed)
-    config = random_config(seed)
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
-        model = random_model(config, dtype)
-        save_hf(model, tmp_path / str(dtype))
-        theirs = transformers_model(tmp_path / str(dtype), dtype)
-        x = torch.randint(0, config.vocab_size, (2, 3 * config.sliding_window + 10 + seed % 2))
-        with torch.no_grad():
-            ours = model(x)
-            assert ours.std() > 0.1  # else agreement says nothing
-            torch.testing.assert_close(ours, theirs(x).logits, atol=tolerance, rtol=0)
+def test_a_failure_is_named_so_that_it_can_be_repeated(capsys):
+    """On seed 8, whose config has one layer and an MTP block: all kinds have cases."""
+    with patch.object(Cache, "roll_back", lambda self, tokens: None):
+        failure = results(range(8, 9))["failures"][0]
+        assert (failure["kind"], failure["seed"]) == ("decode", 8)
+        assert failure["config"] == dataclasses.asdict(random_config(8))
+        assert repeat(8, ["decode"], failure["case"]) == 1
+        said = f"decode: {failure['case']}: {failure['error']:.1e} FAILED"
+        assert said in capsys.readouterr().out
+    assert repeat(8, ["decode"], failure["case"]) == 0
+    with pytest.raises(ValueError, match="no case 'another'"):
+        repeat(8, ["decode"], "another")
+
+
+def test_the_committed_results_are_of_these_kinds_and_without_failure():
+    found = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    assert found["configs"] == CONFIGS and found["cases"] >= 5000 and found["failures"] == []
+    assert found["kinds"].keys() == KINDS.keys()
+    for kind, row in found["kinds"].items():
+        assert row["tolerance"] == KINDS[kind].tolerance and not failed(kind, row["worst"])
 
 
 def test_greedy_tokens_agree_over_window_wraps(tmp_path):
-    torch.manual_seed(3)
-    config = random_config(3)
-    model = random_model(config, torch.float32)
+    model = random_model(3, torch.float32)
     save_hf(model, tmp_path, max_shard_bytes=20_000)
-    x = torch.randint(0, config.vocab_size, (3, 11))
-    theirs = transformers_model(tmp_path, torch.float32).generate(
+    x = torch.randint(0, model.config.vocab_size, (3, 11))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, experts_implementation="eager", attn_implementation="sdpa"
+    ).generate(
         x,
         attention_mask=torch.ones_like(x),  # else token 0 counts as padding
         max_new_tokens=40,
