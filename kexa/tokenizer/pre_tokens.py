@@ -1,5 +1,8 @@
 """Token ids of pre-tokens, exactly as the library gives them: each distinct one encoded once.
 
+A pre-token is cut where no token holds the characters that meet (:mod:`kexa.tokenizer.neighbours`):
+its pieces recur. What is cut of many pre-tokens is encoded once.
+
 A call of the library costs more than the few tokens of a word do. Pre-tokens are written as their
 byte-level characters, none of which is a space, and given to it many at a time with spaces between
 them, at which it cuts.
@@ -28,6 +31,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
 from kexa.tokenizer import bpe
+from kexa.tokenizer.cuts import codes_of
+from kexa.tokenizer.neighbours import Neighbours
+from kexa.tokenizer.remembered import Remembered
 
 _TOGETHER = 64  # pre-tokens in one text for the library
 _CUT = " "
@@ -45,17 +51,49 @@ class PreTokenEncoder:
         self._tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, cache_capacity=0))
         self._tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_CUT)
         self._lengths = np.array([len(token) for token in vocab])  # one character is one byte
+        self._neighbours = Neighbours(vocab)
+        self._pieces = Remembered(self._uncut, {})
 
     def __call__(self, pre_tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all strings end to end, int32, and how many each has, int64 [strings]."""
-        lengths = np.zeros(len(pre_tokens), dtype=np.int64)
-        long = [i for i, string in enumerate(pre_tokens) if len(string) > WINDOW]
+        """The ids of all strings end to end, int32, and how many each has, int64 [strings].
+
+        No string is empty.
+        """
+        if not pre_tokens:
+            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+        text = "".join(pre_tokens)
+        codes = codes_of(text)
+        lengths = np.fromiter(map(len, pre_tokens), np.int64, len(pre_tokens))
+        begins = np.cumsum(lengths) - lengths
+        opens = self._neighbours.apart(codes)  # a piece
+        opens[begins] = True
+        pieces = np.add.reduceat(opens, begins, dtype=np.int64)
+        cut = pieces > 1
+        ids, sizes = self._uncut([pre_tokens[i] for i in np.flatnonzero(~cut).tolist()])
+        if not cut.any():
+            return ids, sizes
+        starts = np.flatnonzero(opens)
+        here = np.repeat(cut, pieces)
+        starts, lengths = starts[here], np.diff(starts, append=len(codes))[here]
+        self._pieces.make_room(len(starts))
+        of_cut, of_piece = self._pieces.tokens(self._pieces.numbers(text, codes, starts, lengths))
+        counts = np.zeros(len(cut), dtype=np.int64)
+        counts[~cut] = sizes
+        counts[cut] = np.add.reduceat(of_piece, np.cumsum(pieces[cut]) - pieces[cut])
+        row, in_cut = np.zeros(int(counts.sum()), dtype=np.int32), np.repeat(cut, counts)
+        row[in_cut], row[~in_cut] = of_cut, ids
+        return row, counts
+
+    def _uncut(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for strings that are not cut."""
+        lengths = np.zeros(len(strings), dtype=np.int64)
+        long = [i for i, string in enumerate(strings) if len(string) > WINDOW]
         parts, begin = [], 0
-        for i in [*long, len(pre_tokens)]:
-            ids, lengths[begin:i] = self._encode(pre_tokens[begin:i])
+        for i in [*long, len(strings)]:
+            ids, lengths[begin:i] = self._encode(strings[begin:i])
             parts.append(ids)
-            if i < len(pre_tokens):
-                parts.append(self._windowed(pre_tokens[i]))
+            if i < len(strings):
+                parts.append(self._windowed(strings[i]))
                 lengths[i] = len(parts[-1])
             begin = i + 1
         return np.concatenate(parts), lengths
