@@ -1,7 +1,7 @@
 """Token ids of pre-tokens, exactly as the library gives them: each distinct one encoded once.
 
-A pre-token is cut where no token holds the characters that meet (:mod:`kexa.tokenizer.neighbours`):
-its pieces recur. What is cut of many pre-tokens is encoded once.
+A pre-token is cut where no token holds the characters that meet (:mod:`kexa.tokenizer.neighbours`).
+Its pieces recur in others, and each distinct piece is encoded once too.
 
 A call of the library costs more than the few tokens of a word do. Pre-tokens are written as their
 byte-level characters, none of which is a space, and given to it many at a time with spaces between
@@ -65,24 +65,26 @@ class PreTokenEncoder:
         codes = codes_of(text)
         lengths = np.fromiter(map(len, pre_tokens), np.int64, len(pre_tokens))
         begins = np.cumsum(lengths) - lengths
-        opens = self._neighbours.apart(codes)  # a piece
+        opens = self._neighbours.apart(codes)  # bool [characters]: a piece begins here
         opens[begins] = True
-        pieces = np.add.reduceat(opens, begins, dtype=np.int64)
+        pieces = np.add.reduceat(opens, begins, dtype=np.int64)  # of each string
         cut = pieces > 1
-        ids, sizes = self._uncut([pre_tokens[i] for i in np.flatnonzero(~cut).tolist()])
+        uncut_ids, uncut_sizes = self._uncut([pre_tokens[i] for i in np.flatnonzero(~cut).tolist()])
         if not cut.any():
-            return ids, sizes
-        starts = np.flatnonzero(opens)
-        here = np.repeat(cut, pieces)
-        starts, lengths = starts[here], np.diff(starts, append=len(codes))[here]
+            return uncut_ids, uncut_sizes
+
+        starts, of_cut = np.flatnonzero(opens), np.repeat(cut, pieces)
+        starts, lengths = starts[of_cut], np.diff(starts, append=len(codes))[of_cut]
         self._pieces.make_room(len(starts))
-        of_cut, of_piece = self._pieces.tokens(self._pieces.numbers(text, codes, starts, lengths))
-        counts = np.zeros(len(cut), dtype=np.int64)
-        counts[~cut] = sizes
-        counts[cut] = np.add.reduceat(of_piece, np.cumsum(pieces[cut]) - pieces[cut])
-        row, in_cut = np.zeros(int(counts.sum()), dtype=np.int32), np.repeat(cut, counts)
-        row[in_cut], row[~in_cut] = of_cut, ids
-        return row, counts
+        numbers = self._pieces.numbers(text, codes, starts, lengths)
+        cut_ids, piece_sizes = self._pieces.tokens(numbers)
+
+        sizes = np.zeros(len(pre_tokens), dtype=np.int64)
+        sizes[~cut] = uncut_sizes
+        sizes[cut] = np.add.reduceat(piece_sizes, np.cumsum(pieces[cut]) - pieces[cut])
+        ids, of_cut = np.zeros(int(sizes.sum()), dtype=np.int32), np.repeat(cut, sizes)
+        ids[of_cut], ids[~of_cut] = cut_ids, uncut_ids
+        return ids, sizes
 
     def _uncut(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The same for strings that are not cut."""

@@ -3,6 +3,9 @@
 ``tokens.bin``: int32 in the machine's byte order, the documents end to end, each opened by
 ``[BOS]`` as :mod:`kexa.data.packing` wants them. ``offsets.npy``: int64 [documents + 1], written
 last, so that a directory that has it is complete.
+
+Memory follows the longest document, which is encoded whole: one line of 100 MB takes 1.9 GB where
+it has words, and 3.6 GB where it is one word.
 """
 
 from __future__ import annotations
