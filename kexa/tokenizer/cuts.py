@@ -52,7 +52,7 @@ def word_starts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     # A word, with one character before it that is no break, letter or number: that one starts it.
     starts |= letter & ~_before(in_word | space | opener)
 
-    # A line break goes with the spaces, breaks or punctuation before it; the last take one only.
+    # A line break goes with the spaces, breaks or punctuation before it; punctuation takes one.
     taken = line_break & _before(other)
     starts |= line_break & (_before(taken) | ~_before(space | line_break | other))
 
