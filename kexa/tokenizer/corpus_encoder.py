@@ -9,11 +9,12 @@ again only where a merge may cross the space between them:
    of ``x``, and the first token of the word after to be the first piece of ``y``. Where no merge
    has these two pieces, nothing ever crosses, and cutting there changes no id.
 3. What stays together are short runs of words. Words and runs are looked up in one table; what is
-   new goes to the library. A table of hashes says where a merge may cross: two pairs may share an
-   entry, which makes a run longer than it need be and no id different.
+   new is encoded by :mod:`kexa.tokenizer.pre_tokens`. A table of hashes says where a merge may
+   cross: two pairs may share an entry, which makes a run longer than it need be and no id
+   different.
 
 No step makes an object for each word: a batch is one array of characters, cut by
-:mod:`kexa.tokenizer.cuts` and numbered by :mod:`kexa.tokenizer.string_table`. Strings are made of
+:mod:`kexa.tokenizer.cuts` and looked up by :mod:`kexa.tokenizer.remembered`. Strings are made of
 what is new only.
 
 A vocabulary that has a merge within a word after one across a space keeps its phrases whole.
