@@ -40,25 +40,34 @@ def word_starts(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     kind = _kinds(codes)
     letter, space, line_break = kind == _LETTER, kind == _SPACE, kind == _BREAK
     alone = (kind == _NUMBER) | (kind == _END)
-    word = letter | _attached(kind)
-    other = ~(word | space | line_break | alone)
+    in_word = letter | _attached(kind)
+    other = ~(in_word | space | line_break | alone)  # punctuation, symbols, marks on their own
 
+    # A number: it is a piece, and what follows starts another.
     starts = alone | _before(alone)
-    opener = other & ~_before(other) & ~_before(codes == _BLANK)  # a blank joins what follows it
+
+    # Punctuation, with a blank before it: the first one of several starts a piece.
+    opener = other & ~_before(other) & ~_before(codes == _BLANK)
     starts |= opener
-    starts |= letter & ~_before(word | space | opener)  # else the one character before joins it
-    taken = line_break & _before(other)  # by the punctuation before it
+    # A word, with one character before it that is no break, letter or number: that one starts it.
+    starts |= letter & ~_before(in_word | space | opener)
+
+    # A line break goes with the spaces, breaks or punctuation before it; punctuation takes one.
+    taken = line_break & _before(other)
     starts |= line_break & (_before(taken) | ~_before(space | line_break | other))
 
+    # Spaces in a row: the last of them goes with what follows, the others are a piece. Before a
+    # line break all of them go with it, and are of one piece with an earlier break that is free.
     first, last = space & ~_before(space), space & ~_after(space)
-    starts |= first  # spaces, but for the last of them, which begins what follows
+    starts |= first
     starts |= last & ~_after(line_break | (kind == _END))
-    broken = np.flatnonzero(last & _after(line_break))  # but: all of them go with a line break
+    broken = np.flatnonzero(last & _after(line_break))
     if len(broken):
         begins = np.flatnonzero(first)
         begins = begins[np.searchsorted(begins, broken, "right") - 1]
         starts[begins] = ~line_break[begins - 1] | taken[begins - 1]
 
+    # A contraction: after a letter, an apostrophe and what follows are a piece, and no word.
     is_word = letter | (_after(letter) & ~_after(starts))
     found = np.flatnonzero((codes == _APOSTROPHE) & opener & _after(letter))
     sizes = _contractions(codes[found + 1], codes[found + 2])

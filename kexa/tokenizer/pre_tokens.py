@@ -1,5 +1,8 @@
 """Token ids of pre-tokens, exactly as the library gives them: each distinct one encoded once.
 
+A pre-token is cut where no token holds the characters that meet (:mod:`kexa.tokenizer.neighbours`).
+Its pieces recur in others, and each distinct piece is encoded once too.
+
 A call of the library costs more than the few tokens of a word do. Pre-tokens are written as their
 byte-level characters, none of which is a space, and given to it many at a time with spaces between
 them, at which it cuts.
@@ -28,6 +31,9 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 
 from kexa.tokenizer import bpe
+from kexa.tokenizer.cuts import codes_of
+from kexa.tokenizer.neighbours import Neighbours
+from kexa.tokenizer.remembered import Remembered
 
 _TOGETHER = 64  # pre-tokens in one text for the library
 _CUT = " "
@@ -45,17 +51,51 @@ class PreTokenEncoder:
         self._tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, cache_capacity=0))
         self._tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(_CUT)
         self._lengths = np.array([len(token) for token in vocab])  # one character is one byte
+        self._neighbours = Neighbours(vocab)
+        self._pieces = Remembered(self._uncut, {})
 
     def __call__(self, pre_tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all strings end to end, int32, and how many each has, int64 [strings]."""
-        lengths = np.zeros(len(pre_tokens), dtype=np.int64)
-        long = [i for i, string in enumerate(pre_tokens) if len(string) > WINDOW]
+        """The ids of all strings end to end, int32, and how many each has, int64 [strings].
+
+        No string is empty.
+        """
+        if not pre_tokens:
+            return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+        text = "".join(pre_tokens)
+        codes = codes_of(text)
+        lengths = np.fromiter(map(len, pre_tokens), np.int64, len(pre_tokens))
+        begins = np.cumsum(lengths) - lengths
+        opens = self._neighbours.apart(codes)  # bool [characters]: a piece begins here
+        opens[begins] = True
+        pieces = np.add.reduceat(opens, begins, dtype=np.int64)  # of each string
+        cut = pieces > 1
+        uncut_ids, uncut_sizes = self._uncut([pre_tokens[i] for i in np.flatnonzero(~cut).tolist()])
+        if not cut.any():
+            return uncut_ids, uncut_sizes
+
+        starts, of_cut = np.flatnonzero(opens), np.repeat(cut, pieces)
+        starts, lengths = starts[of_cut], np.diff(starts, append=len(codes))[of_cut]
+        self._pieces.make_room(len(starts))
+        numbers = self._pieces.numbers(text, codes, starts, lengths)
+        cut_ids, piece_sizes = self._pieces.tokens(numbers)
+
+        sizes = np.zeros(len(pre_tokens), dtype=np.int64)
+        sizes[~cut] = uncut_sizes
+        sizes[cut] = np.add.reduceat(piece_sizes, np.cumsum(pieces[cut]) - pieces[cut])
+        ids, of_cut = np.zeros(int(sizes.sum()), dtype=np.int32), np.repeat(cut, sizes)
+        ids[of_cut], ids[~of_cut] = cut_ids, uncut_ids
+        return ids, sizes
+
+    def _uncut(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for strings that are not cut."""
+        lengths = np.zeros(len(strings), dtype=np.int64)
+        long = [i for i, string in enumerate(strings) if len(string) > WINDOW]
         parts, begin = [], 0
-        for i in [*long, len(pre_tokens)]:
-            ids, lengths[begin:i] = self._encode(pre_tokens[begin:i])
+        for i in [*long, len(strings)]:
+            ids, lengths[begin:i] = self._encode(strings[begin:i])
             parts.append(ids)
-            if i < len(pre_tokens):
-                parts.append(self._windowed(pre_tokens[i]))
+            if i < len(strings):
+                parts.append(self._windowed(strings[i]))
                 lengths[i] = len(parts[-1])
             begin = i + 1
         return np.concatenate(parts), lengths

@@ -20,7 +20,6 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 _NFC, _NFD = normalizers.NFC(), normalizers.NFD()
 _PLANE = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)]))
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BEYOND = re.compile("[\U00010000-\U0010ffff]")
 _CLASSES = (r"\p{L}", r"\p{M}", r"\p{N}", r"\s")
 
@@ -60,11 +59,13 @@ def require_text(document: object, name: str) -> None:
     """
     if not isinstance(document, str):
         raise ValueError(f"{name} is {type(document).__name__}, not str; decode it as UTF-8 first")
-    if not document.isascii() and (found := _SURROGATE.search(document)):
+    try:
+        document.encode("utf-8")
+    except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} holds the lone surrogate U+{ord(found[0]):04X} at character {found.start()}, "
-            f"which has no UTF-8 form; remove it"
-        )
+            f"{name} holds the lone surrogate U+{ord(document[error.start]):04X} at character "
+            f"{error.start}, which has no UTF-8 form; remove it"
+        ) from None
 
 
 def nfc(text: str) -> str:
@@ -107,10 +108,12 @@ def _written_out(pattern: str) -> str:
 @functools.cache
 def _unstable() -> re.Pattern[str]:
     """Finds what NFC may change: all beyond the basic plane, to be short and quick."""
+    apart = "\U0010ffff"  # joins nothing
+    forms = [form.normalize_str(apart.join(_PLANE)).split(apart) for form in (_NFC, _NFD)]
     found = set()
-    for character in _PLANE:
-        rest = _NFD.normalize_str(character)[1:]
-        found.update(rest if _NFC.normalize_str(character) == character else rest + character)
+    for character, composed, decomposed in zip(_PLANE, *forms, strict=True):
+        rest = decomposed[1:]
+        found.update(rest if composed == character else rest + character)
     marks, others = _ranges(r"\p{M}"), re.escape("".join(sorted(found)))
     return re.compile(f"[{marks}{others}\U00010000-\U0010ffff]")
 

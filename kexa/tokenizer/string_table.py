@@ -54,32 +54,39 @@ class StringTable:
     def _number(
         self, codes: np.ndarray, starts: np.ndarray, sizes: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The numbers of strings that fit into the cache together.
+
+        Each string walks from the slot that its hash gives to the first one that is empty or has
+        its hash. Then characters are compared, and those that are unlike walk on.
+        """
         assert len(self) + len(starts) <= self.room
         hashes = _hashes(codes, starts, sizes)
         slots = (hashes * np.uint64(_SPREAD) >> self._shift).astype(np.int64)
-        last = len(self._slots) - 1
+        last_slot = len(self._slots) - 1
         numbers, new = np.empty(len(starts), dtype=np.int32), []
-        waiting = np.arange(len(starts), dtype=np.int32)
-        while len(waiting):
-            probing = waiting
-            while len(probing):
-                found = self._slots[slots[probing]]
-                empty = probing[found < 0]
-                if len(empty):
-                    self._slots[slots[empty]] = empty  # one of those that want it gets it
-                    empty = empty[self._slots[slots[empty]] == empty]
-                    self._slots[slots[empty]] = np.arange(len(self), len(self) + len(empty))
-                    self._add(codes, hashes[empty], starts[empty], sizes[empty])
-                    new.append(empty)
-                    found = self._slots[slots[probing]]
-                numbers[probing] = found
-                other = np.frombuffer(self._hashes, np.uint64)[found] != hashes[probing]
-                probing = probing[other]
-                slots[probing] = (slots[probing] + 1) & last
-            same = self._same(numbers[waiting], codes, starts[waiting], sizes[waiting])
-            waiting = waiting[~same]
-            slots[waiting] = (slots[waiting] + 1) & last
+        unknown = np.arange(len(starts), dtype=np.int32)
+        while len(unknown):
+            walking = unknown
+            while len(walking):
+                if len(added := self._claim(slots, walking)):
+                    self._add(codes, hashes[added], starts[added], sizes[added])
+                    new.append(added)
+                numbers[walking] = self._slots[slots[walking]]
+                kept = np.frombuffer(self._hashes, np.uint64)[numbers[walking]]
+                walking = walking[kept != hashes[walking]]
+                slots[walking] = (slots[walking] + 1) & last_slot
+            same = self._same(numbers[unknown], codes, starts[unknown], sizes[unknown])
+            unknown = unknown[~same]
+            slots[unknown] = (slots[unknown] + 1) & last_slot
         return numbers, new
+
+    def _claim(self, slots: np.ndarray, walking: np.ndarray) -> np.ndarray:
+        """Give each empty slot to one of the strings at it; returned, in the order of numbers."""
+        empty = walking[self._slots[slots[walking]] < 0]
+        self._slots[slots[empty]] = empty  # of several in one slot, the last one stays
+        empty = empty[self._slots[slots[empty]] == empty]
+        self._slots[slots[empty]] = np.arange(len(self), len(self) + len(empty))
+        return empty
 
     def _add(
         self, codes: np.ndarray, hashes: np.ndarray, starts: np.ndarray, sizes: np.ndarray

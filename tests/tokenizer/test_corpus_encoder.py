@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa.data.packing import literal
-from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, corpus_encoder, joins
+from kexa.tokenizer import SPECIAL_TOKENS, CorpusEncoder, bpe, joins, remembered
 from kexa.tokenizer.vocabulary import PHRASES
 
 PIECES = [
@@ -81,7 +81,7 @@ def test_special_tokens_are_ordinary_text(encoder):
 
 
 def test_a_table_started_afresh_changes_nothing(tokenizer, corpora, monkeypatch):
-    monkeypatch.setattr(corpus_encoder, "_REMEMBERED", 50)
+    monkeypatch.setattr(remembered, "STRINGS", 50)
     fast = CorpusEncoder(tokenizer)
     for text in corpora["en"][:20]:
         assert as_lists(fast.encode_batch([text, text])) == stock(tokenizer, [text, text])
@@ -95,7 +95,7 @@ def test_an_interrupt_changes_nothing(tokenizer, corpora, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fast, "_encoder", interrupted)
+        patch.setattr(fast._seen, "_encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fast.encode_batch(texts[5:10])
     assert as_lists(fast.encode_batch(texts)) == stock(tokenizer, texts)

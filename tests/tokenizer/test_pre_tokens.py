@@ -1,5 +1,6 @@
 """Pre-tokens one by one against the library, and long ones in windows."""
 
+import copy
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kexa.tokenizer import bpe, pre_tokens
+from kexa.tokenizer.neighbours import Neighbours
 from kexa.tokenizer.pre_tokens import PreTokenEncoder, encode
 from tests.tokenizer.conftest import whole
 
@@ -17,6 +19,23 @@ ALPHABET = "ab\u00e9\ud55c\U0001f600 "
 @pytest.fixture(scope="module")
 def parts(tokenizer):
     return bpe.parts(tokenizer)
+
+
+def uncut(encoder):
+    """The same encoder, but windows are all that it is cut into."""
+    other = copy.copy(encoder)
+    other._neighbours = Neighbours([])
+    other._neighbours.apart = lambda codes: np.zeros(len(codes), dtype=bool)
+    return other
+
+
+def test_cut_pre_tokens_come_back_in_their_places(parts):
+    encoder, library = PreTokenEncoder(*parts), whole(*parts)
+    strings = ["the", "\u6f22\u5b57\u3068\u4eee\u540d", "a", "\U0001f600\u00e9x", "the"]
+    for _ in range(2):  # new, then remembered
+        ids, sizes = encoder(strings)
+        rows = np.split(ids, np.cumsum(sizes)[:-1])
+        assert [row.tolist() for row in rows] == [e.ids for e in library.encode_batch(strings)]
 
 
 def test_ids_and_ends_by_hand():
@@ -34,10 +53,11 @@ def test_long_pre_tokens_have_the_ids_of_the_library(parts, corpora, monkeypatch
     text = " ".join(corpora["en"] + corpora["ko"] + corpora["ja"]).replace("\n", " ")
     long = [text, "".join(rng.choices(text, k=30_000)), "the of " * 4000, "a" * 20_000, "한" * 9000]
     assert all(len(string) > pre_tokens.WINDOW for string in long)
-    ids, lengths = encoder(["a b", *long, "c"])
-    rows = np.split(ids, np.cumsum(lengths)[:-1])
-    expected = library.encode_batch(["a b", *long, "c"])
-    assert [row.tolist() for row in rows] == [e.ids for e in expected]
+    expected = [e.ids for e in library.encode_batch(["a b", *long, "c"])]
+    for each in (encoder, uncut(encoder)):
+        ids, lengths = each(["a b", *long, "c"])
+        rows = np.split(ids, np.cumsum(lengths)[:-1])
+        assert [row.tolist() for row in rows] == expected
 
 
 @given(
@@ -57,6 +77,7 @@ def test_windows_agree_with_the_library_for_any_merges(text, pairs, window):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pre_tokens, "WINDOW", window + 12)
         patch.setattr(pre_tokens, "OVERLAP", 12)
-        ids, lengths = encoder([text])
-    assert ids.tolist() == whole(vocab, merges).encode(text).ids
-    assert lengths.tolist() == [len(ids)]
+        for each in (encoder, uncut(encoder)):
+            ids, lengths = each([text])
+            assert ids.tolist() == whole(vocab, merges).encode(text).ids
+            assert lengths.tolist() == [len(ids)]

@@ -1,11 +1,16 @@
 """Token files: what is written, what is refused, and that processes change nothing."""
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from kexa.data import Mixture
 from kexa.data.packing import literal
 from kexa.tokenizer import CorpusEncoder, bpe, encode_corpus, open_corpus, token_files
+from kexa.tokenizer.encoding_process import EncodingProcess
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,44 @@ def test_two_processes_write_the_same_files(tokenizer, documents, tmp_path, monk
     for name in ("tokens.bin", "offsets.npy"):
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
+
+
+def test_processes_need_nothing_of_the_calling_script(tokenizer, documents, tmp_path):
+    """A script without a guard, which multiprocessing would run once more in each process."""
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "script.py").write_text(
+        "from tokenizers import Tokenizer\n"
+        "from kexa.tokenizer import encode_corpus, token_files\n"
+        "print('once')\n"
+        "token_files._CHARACTERS_PER_BATCH = 500\n"
+        f"tokenizer = Tokenizer.from_file({str(tmp_path / 'tokenizer.json')!r})\n"
+        f"encode_corpus(tokenizer, {documents!r}, {str(tmp_path / 'two')!r}, processes=3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["once"]
+    encode_corpus(tokenizer, documents, tmp_path / "one")
+    one, two = ((tmp_path / folder / "tokens.bin").read_bytes() for folder in ("one", "two"))
+    assert one == two
+
+
+def test_a_process_that_is_ended_from_outside_is_named(tokenizer, documents):
+    with EncodingProcess() as process:
+        process.begin(pickle.dumps(CorpusEncoder(tokenizer)))
+        ids, ends = process.encode(documents)
+        assert len(ends) == len(documents) and ends[-1] == len(ids)
+        process._process.kill()
+        with pytest.raises(RuntimeError, match="an encoding process ended with code -9"):
+            process.encode(documents)
+
+
+def test_documents_that_fail_end_the_processes(tokenizer, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "_CHARACTERS_PER_BATCH", 500)
+    with pytest.raises(ValueError, match="document 43 holds the lone surrogate"):
+        encode_corpus(tokenizer, [*documents, "\ud800"], tmp_path, processes=2)
+    with pytest.raises(ValueError, match="no finished token files in"):
+        open_corpus(tmp_path)
 
 
 def test_batches_of_training_are_read_from_the_files(tokenizer, documents, tmp_path):
