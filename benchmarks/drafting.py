@@ -161,7 +161,8 @@ def acceptance(
         model, [p.ids for p in prompts], new_tokens, temperature, generator=generator
     )
     position_QT, domains = stats.position_QT, sorted({p.domain for p in prompts})
-    edges = [round(i * new_tokens / PLACES) for i in range(PLACES + 1)]
+    later = new_tokens - 1  # the first new token is never a draft
+    edges = [1 + round(i * later / PLACES) for i in range(PLACES + 1)]
     return {
         "temperature": temperature,
         "all": _share(position_QT),
@@ -185,7 +186,11 @@ def _share(position: torch.Tensor) -> list[float] | None:
 
 
 def speed(
-    model: KexaForCausalLM, prompts: list[Prompt], new_tokens: int, temperature: float
+    model: KexaForCausalLM,
+    prompts: list[Prompt],
+    new_tokens: int,
+    temperature: float,
+    rounds: int = ROUNDS,
 ) -> list[dict]:
     """Per batch size: break-even, acceptance, and tokens/s over those of plain decoding."""
     longest = max(len(p.ids) for p in prompts)
@@ -203,7 +208,7 @@ def speed(
 
         stats = {name: run(draft) for name, draft in candidates.items()}  # and warm up
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in tqdm(range(ROUNDS), desc=f"batch {size}, T={temperature}", leave=False):
+        for _ in tqdm(range(rounds), desc=f"batch {size}, T={temperature}", leave=False):
             for name, draft in candidates.items():
                 seconds[name].append(_seconds(run, draft))
         total = len(ids) * new_tokens
@@ -256,20 +261,26 @@ def results(
     count: int,
     new_tokens: int,
     draws: int,
+    rounds: int = ROUNDS,
 ) -> dict:
-    """All four parts; no speed where a check fails."""
+    """All four parts, printed as they are done; no speed where a check fails."""
     window = model.config.sliding_window
     prompts = cut_prompts(texts, window, count)
     found: dict = {"window": window, "new_tokens": new_tokens}
     found["identity"] = identity(model, prompts, new_tokens)
+    print(found["identity"])
     found["chi_square"] = chi_square(model, prompts[min(window, count) - 1].ids, draws)
+    print(found["chi_square"])
     holds = found["identity"]["equal"] == count and found["chi_square"]["p"] >= SIGNIFICANCE
     found["checks_hold"] = holds
-    found["acceptance"] = [acceptance(model, prompts, new_tokens, t) for t in TEMPERATURES]
+    found["acceptance"] = []
+    for temperature in TEMPERATURES:
+        found["acceptance"].append(acceptance(model, prompts, new_tokens, temperature))
+        print(found["acceptance"][-1])
     found["speed"] = []
     if holds:
         for temperature in TEMPERATURES:
-            found["speed"] += speed(model, prompts, new_tokens, temperature)
+            found["speed"] += speed(model, prompts, new_tokens, temperature, rounds)
     return found
 
 
@@ -280,6 +291,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--draws", type=int, default=100_000, help="of the chi-square test")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of timing, in turns")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_hf(arguments.model).to(device).eval()
@@ -295,11 +307,18 @@ def main() -> int:
         "commit": commit(),
         "profile": arguments.profile,
         "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        **results(model, texts, arguments.prompts, arguments.new_tokens, arguments.draws),
+        "rounds": arguments.rounds,
+        **results(
+            model,
+            texts,
+            arguments.prompts,
+            arguments.new_tokens,
+            arguments.draws,
+            arguments.rounds,
+        ),
     }
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
     write_atomic(folder / "drafting.json", json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: found[k] for k in ("identity", "chi_square", "acceptance")}, indent=1))
     print(table(found))
     return 0 if found["checks_hold"] else 1
 

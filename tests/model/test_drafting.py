@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -114,20 +116,20 @@ def test_stats_count_what_happened(agreeing, ids):
     assert (plain.main_calls, plain.mtp_calls, plain.drafted) == (40, 0, 0)
 
 
-HALF = DraftRule({1: 0.5}, slack=0.0)  # ends at the first batch that accepts less than half
+MOST = DraftRule({1: 0.74}, slack=0.0)  # ends a batch that accepts less in its first round
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
-@pytest.mark.parametrize(("draft", "batch_size"), [(True, 6_000), (HALF, 40)])
+@pytest.mark.parametrize(("draft", "batch_size"), [(True, 4_000), (MOST, 20)])
 def test_sampled_tokens_follow_the_target_distribution(agreeing, top_p, draft, batch_size):
     """The second and third new token after one prompt, against their exact distributions over all
     first and second ones."""
-    n, prompt = 6_000, [5, 9, 2]
+    n, prompt = 4_000, [5, 9, 2]
     found, stats = sample_with_stats(
         agreeing, [prompt] * n, 3, 1.0, top_p, (), seeded(), batch_size, draft
     )
     assert 0.02 < stats.accepted / stats.drafted < 0.98
-    if draft is HALF:
+    if draft is MOST:
         assert 1 in stats.drafted_rounds and None in stats.drafted_rounds
     tokens = torch.tensor([c.tokens for c in found])
     with torch.no_grad():
@@ -214,7 +216,8 @@ def test_break_even_is_the_ratio_of_rounds_that_take_turns(build, monkeypatch):
         turns.append(next(decoding).accepted_R is not None)
         return 3.0 if turns[-1] else 2.0
 
-    monkeypatch.setattr("kexa.model.generate._seconds", seconds)
+    module = importlib.import_module("kexa.model.generate")  # the name is the function's, too
+    monkeypatch.setattr(module, "_seconds", seconds)
     assert measure_break_even(build(), (1, 4), context=20, rounds=3) == {1: 0.5, 4: 0.5}
     assert turns == [False, True] * 6
 

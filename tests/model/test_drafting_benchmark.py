@@ -24,7 +24,6 @@ def texts(ids):
 def small(monkeypatch):
     monkeypatch.setattr(drafting, "BATCH_SIZES", (1, 2))
     monkeypatch.setattr(drafting, "TEMPERATURES", (0.0, 1.0))
-    monkeypatch.setattr(drafting, "ROUNDS", 2)
 
 
 def test_prompts_straddle_the_window_in_every_domain(texts):
@@ -40,7 +39,7 @@ def test_prompts_straddle_the_window_in_every_domain(texts):
 
 
 def test_all_parts_run(build, texts):
-    found = drafting.results(build(), texts, count=12, new_tokens=8, draws=2000)
+    found = drafting.results(build(), texts, count=12, new_tokens=8, draws=2000, rounds=2)
     assert found["identity"]["equal"] == found["identity"]["prompts"] == 12
     assert found["checks_hold"] and found["chi_square"]["p"] >= 0.001
     assert [row["temperature"] for row in found["acceptance"]] == [0.0, 1.0]
@@ -59,14 +58,14 @@ def test_a_changed_token_is_found_and_stops_the_speed(build, texts, monkeypatch)
 
     def wrong(*arguments, self_draft):
         found = real(*arguments, self_draft=self_draft)
-        if self_draft and len(found) == 2:
+        if self_draft and len(found) == 3:
             found[1].tokens[3] += 1
         return found
 
     monkeypatch.setattr(drafting, "sample", wrong)
     found = drafting.results(build(), texts, count=12, new_tokens=8, draws=1000)
     assert found["identity"]["equal"] == 11
-    assert found["identity"]["first_different"] == [{"prompt_tokens": 3, "rows": 2, "at": 3}]
+    assert found["identity"]["first_different"] == [{"prompt_tokens": 5, "rows": 3, "at": 3}]
     assert not found["checks_hold"] and found["speed"] == []
 
 
