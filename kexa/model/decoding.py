@@ -90,8 +90,8 @@ class Batch:
 
     def rounds(self) -> Iterator[Round]:
         """The new tokens, first to last."""
-        hidden_R1D = self._read_prompts()
-        done = self._one_token(hidden_R1D)
+        hidden_RND = self._read_prompts()
+        done = self._one_token(hidden_RND)
         self._used += 1
         while True:
             yield done
@@ -99,10 +99,10 @@ class Batch:
             if kept is not None:
                 if len(kept) == 0:
                     return
-                hidden_R1D = hidden_R1D[kept]
+                hidden_RND = hidden_RND[kept]
                 done = Round(*(None if x is None else x[kept] for x in done))
             if self.drafting:
-                done, hidden_R1D = self._drafted_round(done, hidden_R1D)
+                done, hidden_RND = self._drafted_round(done, hidden_RND)
             else:
                 done = self._plain_round(done)
             self._used += 1 if self.settings.rule is None else 4

@@ -8,8 +8,9 @@ share of drafts accepted. It pays where a > a*, the break-even acceptance. After
 
 and a batch stops drafting when gain < -slack * max_new_tokens, that is, when the measured
 acceptance is below the break-even by more than slack * max_new_tokens / D. So drafting that does
-not pay costs at most about ``slack`` of the decoding time, and a few unlucky drafts at the start do
-not end it. It does not start where a* >= 1: there no acceptance pays.
+not pay costs at most about ``slack`` of the time of ``max_new_tokens`` plain steps, and a few
+unlucky drafts at the start do not end it. It does not start where a* >= 1: there no acceptance
+pays. Not counted: the block's own reading of the prompt.
 
 The rule reads accepted drafts and the given a*, no clock. Greedy tokens do not depend on it at all.
 Sampled tokens follow the same distribution with or without drafts, so a decision taken from past
