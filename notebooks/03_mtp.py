@@ -41,7 +41,7 @@ import torch
 
 from kexa import notebook, plot, runtime, tokenizer
 from kexa.data import Mixture, encode, load_corpus
-from kexa.model import KexaForCausalLM, ModelConfig, generate, generate_with_stats
+from kexa.model import KexaForCausalLM, ModelConfig, sample, sample_with_stats
 from kexa.model.accounting import account, draft_break_even
 from kexa.statistics import wilson
 from kexa.train import build_optimizers, fit, wsd
@@ -152,7 +152,6 @@ for name, documents in corpus.heldout.items():
     for start in starts[: config.prompts]:
         prompts.append(tokens.tokens[start : start + size].tolist())
         categories.append(name)
-prompts = torch.tensor(prompts, device=run.device)
 print({name: categories.count(name) for name in corpus.heldout}, f"prompts of {size} tokens")
 
 
@@ -160,20 +159,27 @@ print({name: categories.count(name) for name in corpus.heldout}, f"prompts of {s
 def draft(model, temperature):
     """Continuations of all prompts, and what became of each draft."""
     random = runtime.generator(seed, "drafts")
-    return generate_with_stats(model, prompts, config.new_tokens, temperature, generator=random)
+    return sample_with_stats(
+        model,
+        prompts,
+        config.new_tokens,
+        temperature,
+        generator=random,
+        batch_size=len(prompts),
+    )
 
 
 model.eval()
 drafted, greedy = draft(model, temperature=0)
-plain = generate(model, prompts, config.new_tokens, temperature=0)
-same = int((drafted == plain).all(1).sum())
+plain = sample(model, prompts, config.new_tokens, temperature=0, batch_size=len(prompts))
+same = sum(a.tokens == b.tokens for a, b in zip(drafted, plain, strict=True))
 print(f"{same} of {len(prompts)} greedy continuations are equal with and without drafting")
 print(f"{greedy.main_calls} calls of the main model instead of {config.new_tokens}")
 
 # %% [markdown]
 # The batch ends with its slowest row, so the calls saved are fewer than the drafts accepted. That
 # sampling keeps the distribution is tested exactly, on a vocabulary small enough to enumerate
-# (`tests/model/test_generate.py`).
+# (`tests/model/test_drafting.py`).
 #
 # ## How often is a draft right?
 #
@@ -185,9 +191,9 @@ fresh = KexaForCausalLM(run.config.model).to(run.device).eval()
 trunk = {name: t for name, t in model.state_dict().items() if not name.startswith("mtp.")}
 fresh.load_state_dict(trunk, strict=False)
 outcomes = {
-    "temperature 0": greedy.position_BT,
-    "temperature 1": draft(model, temperature=1)[1].position_BT,
-    "temperature 1, untrained block": draft(fresh, temperature=1)[1].position_BT,
+    "temperature 0": greedy.position_QT,
+    "temperature 1": draft(model, temperature=1)[1].position_QT,
+    "temperature 1, untrained block": draft(fresh, temperature=1)[1].position_QT,
 }
 
 

@@ -26,7 +26,7 @@ import torch
 from tokenizers import Tokenizer
 
 from kexa.data.chat import encode_chat, parse_reply
-from kexa.model import KexaForCausalLM, sample
+from kexa.model import KexaForCausalLM, StopReason, sample
 
 Message = Mapping[str, Any]
 Ending = Literal["complete", "cut off", "context full"]
@@ -103,7 +103,7 @@ class ModelPolicy:
         )
         for i, completion in zip(fitting, completions, strict=True):
             message = parse_reply(self.tokenizer, completion.tokens, enable_thinking=False)
-            stopped = completion.stop_reason == "stop"
+            stopped = completion.stop_reason is StopReason.STOP
             replies[i] = Reply(message, "complete" if stopped else "cut off")
         return replies
 

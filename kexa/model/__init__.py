@@ -2,17 +2,32 @@
 
 from kexa.config import ModelConfig
 from kexa.model.cache import Cache
-from kexa.model.generate import Completion, DraftStats, generate, generate_with_stats, sample
+from kexa.model.drafting import DraftRule, DraftStats
+from kexa.model.generate import (
+    Completion,
+    StopReason,
+    Token,
+    generate,
+    measure_break_even,
+    sample,
+    sample_with_stats,
+    stream,
+)
 from kexa.model.transformer import KexaForCausalLM, Loss
 
 __all__ = [
     "Cache",
     "Completion",
+    "DraftRule",
     "DraftStats",
     "KexaForCausalLM",
     "Loss",
     "ModelConfig",
+    "StopReason",
+    "Token",
     "generate",
-    "generate_with_stats",
+    "measure_break_even",
     "sample",
+    "sample_with_stats",
+    "stream",
 ]

@@ -156,6 +156,24 @@ class Cache:
         self.length_B = self.length_B - tokens_B
         self.longest = int(self.length_B.max())
 
+    def set_chunk(self, chunk: int) -> None:
+        """Go on with another ``chunk``: rings shrink or grow to it, what a window sees is kept."""
+        old, new = self.window + self.chunk, self.window + chunk
+        self.chunk = chunk
+        back = torch.arange(min(old, new), 0, -1, device=self.length_B.device)
+        positions_BS = self.length_B[:, None] - back  # negative ones fall on slots nobody sees
+        rows_B1 = torch.arange(len(self.length_B), device=back.device)[:, None]
+        for layer in self.layers:
+            if layer.slots is None:
+                continue
+            layer.slots = new
+            for name in ("key_BGSK", "value_BGSK"):
+                held = getattr(layer, name)
+                if held is not None:
+                    ring = held.new_zeros(*held.shape[:2], new, held.shape[3])
+                    ring[rows_B1, :, positions_BS % new] = held[rows_B1, :, positions_BS % old]
+                    setattr(layer, name, ring)
+
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows [R] (int64): finished ones left out, a prompt's row repeated."""
         self.length_B, self.start_B = self.length_B[rows], self.start_B[rows]

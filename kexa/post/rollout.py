@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kexa.data.chat import Message, encode_chat, parse_reply
-from kexa.model import KexaForCausalLM, sample
+from kexa.model import KexaForCausalLM, StopReason, sample
 from kexa.post.rewards import Check, Verdict
 from kexa.post.tasks import Task
 
@@ -90,7 +90,7 @@ def respond(
             Response(
                 completion.tokens,
                 completion.logprobs,
-                completion.stop_reason == "stop",
+                completion.stop_reason is StopReason.STOP,
                 reply.get("reasoning_content", ""),
                 reply["content"],
             )

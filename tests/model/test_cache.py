@@ -84,6 +84,23 @@ def test_window_layers_hold_a_window_and_a_chunk(build, ids):
     assert slots[:3] == [9, 9, 9] and slots[3] >= 100
 
 
+@pytest.mark.parametrize(("before", "after"), [(9, 1), (2, 7), (4, 4)])
+@pytest.mark.parametrize("length", [2, 5, 6, 33])
+def test_a_new_chunk_keeps_what_windows_see(build, ids, before, after, length):
+    model, x = build(), ids(2, 48)
+    cache = model.new_cache(2, chunk=before)
+    model(x[:, :length], cache=cache)
+    cache.roll_back(torch.tensor([0, 1]))
+    cache.set_chunk(after)
+    assert [layer.key_BGSK.shape[2] for layer in cache.layers[:3]] == [5 + after] * 3
+    rows = [x[0, length:], x[1, length - 1 :]]
+    for t in range(14):
+        logits = model(torch.stack([row[t : t + 1] for row in rows]), cache=cache)
+        for b, start in enumerate((length, length - 1)):
+            expected = model(x[b : b + 1, : start + t + 1])[0, -1]
+            torch.testing.assert_close(logits[b, 0], expected, **CLOSE)
+
+
 def test_misuse_is_named(build, ids):
     model = build()
     cache = model.new_cache(2, chunk=4)

@@ -1,27 +1,18 @@
-"""Sampling: greedy, nucleus, self-drafting without loss, ragged batches."""
+"""Decoding: greedy, nucleus, ragged batches, stop tokens, streams, prompts read in chunks."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
 
-from kexa.model import generate, generate_with_stats, sample
-from kexa.model.generate import draw, probabilities
-
-CHI2_999_DF60 = 99.6  # 99.9% quantile of chi-square, 60 degrees of freedom
+from kexa.model import StopReason, generate, sample, stream
+from kexa.model.sampling import choose, draw, log_probabilities, probabilities
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def agreeing(build):
-    """A model whose MTP block often agrees with it: both read little but the last embedding."""
-    model = build()
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(8)
-        model.mtp.fc.weight[:, :24] += 3 * torch.eye(24)
-    return model
 
 
 @torch.no_grad()
@@ -31,48 +22,50 @@ def greedy_by_full_forwards(model, x, steps):
     return x
 
 
+@torch.no_grad()
+def plain_loop(model, x, documents, draws_BT, temperature, top_p, chunk):
+    """New tokens and their log-probabilities [B, T] of padded rows that all go to the end."""
+    cache, step, tokens, logprobs = model.new_cache(len(x), chunk), x, [], []
+    for t in range(draws_BT.shape[1]):
+        logits_BV = model.lm_head(model.decode(step, documents if t == 0 else None, cache)[:, -1])
+        logp_BV = log_probabilities(logits_BV, temperature)
+        step = choose(logp_BV, temperature, top_p, draws_BT[:, t])[:, None]
+        tokens.append(step)
+        logprobs.append(logp_BV.gather(1, step))
+    return torch.cat(tokens, dim=1), torch.cat(logprobs, dim=1)
+
+
 def test_greedy_equals_full_forwards(build, ids):
     model, x = build(), ids(3, 7)
     assert torch.equal(generate(model, x, 30, temperature=0), greedy_by_full_forwards(model, x, 30))
 
 
-def test_self_drafted_greedy_is_identical_and_saves_calls(build, ids):
-    model, x = agreeing(build), ids(6, 9)
-    plain = generate(model, x, 50, temperature=0)
-    drafted, stats = generate_with_stats(model, x, 50, temperature=0)
-    assert torch.equal(plain, drafted)
-    assert 0 < stats.accepted < stats.drafted
-    assert stats.main_calls < 50
-    assert torch.equal(generate(model, x, 50, temperature=0, self_draft=True), plain)
+@pytest.mark.parametrize(("temperature", "top_p"), [(0, 1.0), (1.0, 1.0), (0.8, 0.9)])
+def test_generate_is_the_plain_loop(build, ids, temperature, top_p):
+    """The loop that also drafts, stops and streams gives the tokens of one that does nothing else,
+    from the same uniform numbers."""
+    model = build()
+    for seed in range(5):
+        x = ids(4, 9)
+        draws = torch.rand(20, 4, generator=seeded(seed), dtype=torch.float64).T
+        expected, _ = plain_loop(model, x, None, draws, temperature, top_p, chunk=8)
+        found = generate(model, x, 20, temperature, top_p, generator=seeded(seed))
+        assert torch.equal(found, torch.cat((x, expected), dim=1))
 
 
-def test_stats_count_what_happened(build, ids):
-    model = agreeing(build)
-    _, stats = generate_with_stats(model, ids(1, 9), 40, temperature=0)
-    # One row: the first call gives one token, every later call one, and two if the draft stands.
-    extra = int((stats.position_BT[0, :-1] == 1).sum())
-    assert stats.main_calls == 40 - extra
-    assert stats.mtp_calls == stats.main_calls - 1 == stats.drafted
-    assert stats.position_BT[0, 0] == -1  # the first new token is never a draft
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.7])
-def test_sampled_self_draft_follows_the_target_distribution(build, top_p):
-    """The second new token after one prompt, against its exact distribution over all firsts."""
-    model = agreeing(build)
-    n, prompt = 6_000, torch.tensor([[5, 9, 2]])
-    tokens, stats = generate_with_stats(model, prompt.expand(n, -1), 2, 1.0, top_p, seeded())
-    assert 0.02 < stats.accepted / stats.drafted < 0.98
-    with torch.no_grad():
-        first = probabilities(model(prompt)[:, -1], 1.0, top_p)[0]
-        pairs = torch.cat((prompt.expand(61, -1), torch.arange(61)[:, None]), dim=1)
-        expected = first @ probabilities(model(pairs)[:, -1], 1.0, top_p)
-    observed = tokens[:, 4].bincount(minlength=61)
-    impossible = expected == 0
-    assert observed[impossible].sum() == 0
-    e = n * expected[~impossible]
-    chi2 = float(((observed[~impossible] - e) ** 2 / e)[e >= 5].sum())
-    assert chi2 < CHI2_999_DF60, chi2
+@pytest.mark.parametrize(("temperature", "top_p"), [(0, 1.0), (1.0, 1.0), (0.8, 0.9)])
+def test_sample_is_the_plain_loop_bit_for_bit(build, ids, temperature, top_p):
+    model, lengths = build(), (3, 8, 8, 12)
+    for seed in range(5):
+        x = ids(4, 12)
+        documents = -(torch.arange(12) < 12 - torch.tensor(lengths)[:, None]).long()
+        x = x * (documents + 1)
+        draws = torch.rand(4, 20, generator=seeded(seed), dtype=torch.float64)
+        tokens, logprobs = plain_loop(model, x, documents, draws, temperature, top_p, chunk=1)
+        prompts = [row[12 - n :] for row, n in zip(x.tolist(), lengths, strict=True)]
+        found = sample(model, prompts, 20, temperature, top_p, generator=seeded(seed))
+        assert [c.tokens for c in found] == tokens.tolist()
+        assert [c.logprobs for c in found] == logprobs.tolist()
 
 
 def test_draw_inverts_the_cumulative_distribution():
@@ -102,7 +95,7 @@ def test_sample_of_ragged_prompts_equals_each_alone(build, ids):
     for prompt, completion in zip(prompts, together, strict=True):
         alone = generate(model, torch.tensor([prompt]), 15, temperature=0)[0, len(prompt) :]
         assert completion.tokens == alone.tolist()
-        assert completion.stop_reason == "length"
+        assert completion.stop_reason is StopReason.LENGTH
 
 
 def test_sample_logprobs_stop_tokens_and_batch_size(build, ids):
@@ -113,10 +106,12 @@ def test_sample_logprobs_stop_tokens_and_batch_size(build, ids):
         sample(model, prompts, 25, 0.8, 0.9, stop, seeded(3), batch_size=size) for size in (6, 2)
     ]
     assert [c.tokens for c in runs[0]] == [c.tokens for c in runs[1]]
-    assert {c.stop_reason for c in runs[0]} == {"stop", "length"} or len(runs[0][0].tokens) < 25
+    assert StopReason.STOP in {c.stop_reason for c in runs[0]}
     for prompt, completion in zip(prompts, runs[0], strict=True):
         stopped = [i for i, t in enumerate(completion.tokens) if t in stop]
-        assert stopped == ([len(completion.tokens) - 1] if completion.stop_reason == "stop" else [])
+        ended = completion.stop_reason is StopReason.STOP
+        assert stopped == ([len(completion.tokens) - 1] if ended else [])
+        assert ended or len(completion.tokens) == 25
         with torch.no_grad():
             row = torch.tensor([prompt + completion.tokens])
             logp = (model(row)[0] / 0.8).log_softmax(-1)[len(prompt) - 1 : -1]
@@ -124,8 +119,54 @@ def test_sample_logprobs_stop_tokens_and_batch_size(build, ids):
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=5e-5, rtol=0)
 
 
+@pytest.mark.parametrize("draft", [False, True])
+def test_a_stream_gives_what_sample_gives(build, ids, draft):
+    model, prompts = build(), [ids(1, n)[0].tolist() for n in (4, 9, 2, 6, 6)]
+    settings = (prompts, 25, 0.8, 0.9, range(0, 61, 9))
+    whole = sample(model, *settings, seeded(3), batch_size=2, self_draft=draft)
+    tokens = list(stream(model, *settings, seeded(3), batch_size=2, self_draft=draft))
+    for i, completion in enumerate(whole):
+        own = [t for t in tokens if t.prompt == i]
+        assert [t.token for t in own] == completion.tokens
+        assert [t.logprob for t in own] == completion.logprobs
+        ends = [None] * (len(own) - 1) + [completion.stop_reason]
+        assert [t.stop_reason for t in own] == ends
+
+
+def test_a_stream_decodes_no_further_than_it_is_read(build, monkeypatch):
+    model, calls = build(), []
+    real = model.decode
+    monkeypatch.setattr(model, "decode", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    read = list(itertools.islice(stream(model, [[1, 2], [3]], 50), 6))
+    assert [t.prompt for t in read] == [1, 0] * 3  # by length, then in turns
+    assert len(calls) == 3
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 16, 39, 40])
+def test_a_prompt_read_in_chunks_is_the_same_prompt(build, ids, monkeypatch, chunk, draft):
+    """Chunks below, at and above the window (5), rings that wrap, rows that are padded."""
+    model, read = build(torch.float64), []
+    prompts = [ids(1, n)[0].tolist() for n in (40, 1, 38, 17, 40, 3)]
+    real = model.hidden_states
+    monkeypatch.setattr(
+        model, "hidden_states", lambda x, *rest: (read.append(x.shape[1]), real(x, *rest))[1]
+    )
+    settings = (prompts, 12, 0.9, 0.95, (7, 23))
+    whole = sample(model, *settings, seeded(1), self_draft=draft)
+    assert max(read) == 40
+    read.clear()
+    parts = sample(model, *settings, seeded(1), self_draft=draft, prefill_chunk=chunk)
+    assert max(read) <= chunk
+    for one, other in zip(whole, parts, strict=True):
+        assert one.tokens == other.tokens
+        a, b = torch.tensor(one.logprobs), torch.tensor(other.logprobs)
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)  # they are fp32
+
+
 def test_no_prompts_no_completions(build):
-    assert sample(build(), [], 5) == []
+    assert sample(build(), [], 5) == list(stream(build(), [], 5)) == []
 
 
 @pytest.mark.parametrize(
@@ -145,8 +186,9 @@ def test_bad_arguments_are_named(build, ids, arguments, message):
     for draft in (False, True):
         with pytest.raises(ValueError, match=message):
             generate(model, ids(1, 3), **arguments, self_draft=draft)
-    with pytest.raises(ValueError, match=message):
-        sample(model, [[1, 2, 3]], **arguments)
+        for function in (sample, stream):  # before the first token is asked for
+            with pytest.raises(ValueError, match=message):
+                function(model, [[1, 2, 3]], **arguments, self_draft=draft)
 
 
 def test_empty_prompts_and_missing_mtp_are_named(build, ids):
@@ -157,5 +199,9 @@ def test_empty_prompts_and_missing_mtp_are_named(build, ids):
         sample(model, [[1], []], 3)
     with pytest.raises(ValueError, match="num_nextn_predict_layers"):
         generate(model, ids(1, 3), 3, self_draft=True)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        sample(model, [[1]], 3, batch_size=0)
+    with pytest.raises(ValueError, match="prefill_chunk=0"):
+        sample(model, [[1]], 3, prefill_chunk=0)
     with pytest.raises(ValueError, match="token id 61"):
         sample(model, [[61]], 3)

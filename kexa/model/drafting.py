@@ -1,0 +1,92 @@
+"""Does self-drafting pay? The rule that switches it off, and what it did.
+
+A round of drafting (one call of the MTP block, one of the main model on two tokens per row) costs
+1 + a* plain steps (one call on one token per row) and yields 1 + a tokens per row, where a is the
+share of drafts accepted. It pays where a > a*, the break-even acceptance. After D rounds
+
+    gain = sum over rounds of (a - a*)       plain steps saved so far, per row
+
+and a batch stops drafting when gain < -slack * max_new_tokens, that is, when the measured
+acceptance is below the break-even by more than slack * max_new_tokens / D. So drafting that does
+not pay costs at most about ``slack`` of the time of ``max_new_tokens`` plain steps, and a few
+unlucky drafts at the start do not end it. It does not start where a* >= 1: there no acceptance
+pays. Not counted: the block's own reading of the prompt.
+
+The rule reads accepted drafts and the given a*, no clock. Greedy tokens do not depend on it at all.
+Sampled tokens follow the same distribution with or without drafts, so a decision taken from past
+tokens leaves it as it is; which tokens a seed gives is fixed by the rule and the batches together.
+
+chosen: all of this rule; the report says only that the block may draft.
+
+Legend: Q prompts, T new tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftRule:
+    """When a batch stops drafting.
+
+    Args:
+        break_even: acceptance above which a round of drafting pays, by number of rows decoded
+            together, e.g. from :func:`kexa.model.measure_break_even`. A number of rows that is
+            missing counts as the next larger one, or as the largest.
+        slack: share of ``max_new_tokens`` that drafting may lose before it stops.
+
+    Raises:
+        ValueError: no break-even, a number of rows below 1, or a negative slack.
+    """
+
+    break_even: Mapping[int, float]
+    slack: float = 0.02
+
+    def __post_init__(self):
+        if not self.break_even or min(self.break_even) < 1:
+            raise ValueError(
+                f"break_even={dict(self.break_even)} must name at least one number of rows >= 1"
+            )
+        if not self.slack >= 0:
+            raise ValueError(f"slack={self.slack} must not be negative")
+
+    def at(self, rows: int) -> float:
+        """The break-even acceptance of ``rows`` rows."""
+        known = [size for size in self.break_even if size >= rows]
+        return self.break_even[min(known) if known else max(self.break_even)]
+
+    def pays(self, rows: int, gain: float, max_new_tokens: int) -> bool:
+        """Whether ``rows`` rows draft in the next round; ``gain`` as in the module header."""
+        return self.at(rows) < 1 and gain >= -self.slack * max_new_tokens
+
+
+ALWAYS = DraftRule({1: -math.inf})  # what ``self_draft=True`` means
+
+
+@dataclass
+class DraftStats:
+    """What self-drafting did.
+
+    ``position_QT`` (int8) is 1 where a new token is an accepted draft, 0 where the draft was
+    rejected, -1 where none was made. ``main_calls`` and ``mtp_calls`` count forward calls, those on
+    prompts included. ``drafted_rounds`` has one entry per batch, in the order decoded: after how
+    many rounds the rule ended drafting (0: it never began), None where it did not.
+    """
+
+    position_QT: Tensor
+    main_calls: int = 0
+    mtp_calls: int = 0
+    drafted_rounds: list[int | None] = field(default_factory=list)
+
+    @property
+    def drafted(self) -> int:
+        return int((self.position_QT >= 0).sum())
+
+    @property
+    def accepted(self) -> int:
+        return int((self.position_QT == 1).sum())
