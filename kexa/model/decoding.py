@@ -80,7 +80,7 @@ class Batch:
         self.drafting = rule is not None and rule.pays(len(prompts), 0.0, settings.max_new_tokens)
         self.drafted_rounds = 0
         self.main_calls = self.mtp_calls = 0
-        self._gain = 0.0  # see drafting
+        self._spent = 0.0  # plain steps that drafting cost beside those it replaced
         self._used = 0  # uniform numbers that each row has used
         device = draws_BC.device
         self._stop_S = torch.tensor(sorted(settings.stop_ids), dtype=torch.int64, device=device)
@@ -101,6 +101,7 @@ class Batch:
                     return
                 hidden_RND = hidden_RND[kept]
                 done = Round(*(None if x is None else x[kept] for x in done))
+            self.drafting = self.drafting and self._pays()
             if self.drafting:
                 done, hidden_RND = self._drafted_round(done, hidden_RND)
             else:
@@ -183,12 +184,16 @@ class Batch:
         further_R = self._choose(logp_R2V[:, 1], self._uniform(3))
         done = self._round(torch.stack((token_R, further_R), dim=1), logp_R2V, accepted_R)
         self._cache.roll_back(2 - done.count_R)
-
-        rule, limit = self.settings.rule, self.settings.max_new_tokens
         self.drafted_rounds += 1
-        self._gain += int(accepted_R.sum()) / rows - rule.at(rows)
-        self.drafting = rule.pays(rows, self._gain, limit)
+        self._spent += self.settings.rule.at(rows)
         return done, hidden_R2D
+
+    def _pays(self) -> bool:
+        """The rule on the unfinished rows, of which each has made a token per round and one more
+        per accepted draft."""
+        accepted = int(self._made_R.min()) - 1 - self.drafted_rounds
+        gain, rows = accepted - self._spent, len(self._rows_R)
+        return self.settings.rule.pays(rows, gain, self.settings.max_new_tokens)
 
     def _round(self, tokens_RN: Tensor, logp_RNV: Tensor, accepted_R: Tensor | None) -> Round:
         """Where each row's new tokens end: at the first stop token, the limit, a refused draft."""

@@ -2,15 +2,16 @@
 
 A round of drafting (one call of the MTP block, one of the main model on two tokens per row) costs
 1 + a* plain steps (one call on one token per row) and yields 1 + a tokens per row, where a is the
-share of drafts accepted. It pays where a > a*, the break-even acceptance. After D rounds
+share of drafts accepted. It pays where a > a*, the break-even acceptance. A batch ends with its
+slowest row, so what counts is the row that gained least; after D rounds
 
-    gain = sum over rounds of (a - a*)       plain steps saved so far, per row
+    gain = accepted drafts of that row - sum of a* over the rounds         in plain steps
 
-and a batch stops drafting when gain < -slack * max_new_tokens, that is, when the measured
-acceptance is below the break-even by more than slack * max_new_tokens / D. So drafting that does
-not pay costs at most about ``slack`` of the time of ``max_new_tokens`` plain steps, and a few
-unlucky drafts at the start do not end it. It does not start where a* >= 1: there no acceptance
-pays. Not counted: the block's own reading of the prompt.
+and a further round is drafted while gain - a* >= -slack * max_new_tokens: while the measured
+acceptance is not below the break-even by more than slack * max_new_tokens / D, or so. Drafts that
+do not pay thus cost at most ``slack`` of the time of ``max_new_tokens`` plain steps, and a few
+unlucky ones at the start do not end it. No batch begins where a* >= 1: there no acceptance pays.
+Not counted: the block's own reading of the prompt.
 
 The rule reads accepted drafts and the given a*, no clock. Greedy tokens do not depend on it at all.
 Sampled tokens follow the same distribution with or without drafts, so a decision taken from past
@@ -38,7 +39,7 @@ class DraftRule:
         break_even: acceptance above which a round of drafting pays, by number of rows decoded
             together, e.g. from :func:`kexa.model.measure_break_even`. A number of rows that is
             missing counts as the next larger one, or as the largest.
-        slack: share of ``max_new_tokens`` that drafting may lose before it stops.
+        slack: share of ``max_new_tokens`` plain steps that drafting may lose.
 
     Raises:
         ValueError: no break-even, a number of rows below 1, or a negative slack.
@@ -62,7 +63,8 @@ class DraftRule:
 
     def pays(self, rows: int, gain: float, max_new_tokens: int) -> bool:
         """Whether ``rows`` rows draft in the next round; ``gain`` as in the module header."""
-        return self.at(rows) < 1 and gain >= -self.slack * max_new_tokens
+        cost = self.at(rows)
+        return cost < 1 and gain - cost >= -self.slack * max_new_tokens
 
 
 ALWAYS = DraftRule({1: -math.inf})  # what ``self_draft=True`` means

@@ -116,21 +116,22 @@ def test_stats_count_what_happened(agreeing, ids):
     assert (plain.main_calls, plain.mtp_calls, plain.drafted) == (40, 0, 0)
 
 
-MOST = DraftRule({1: 0.74}, slack=0.0)  # ends a batch that accepts less in its first round
+ALL = DraftRule({1: 0.5}, slack=0.1)  # of 5 tokens: ends unless all first drafts stand
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
-@pytest.mark.parametrize(("draft", "batch_size"), [(True, 4_000), (MOST, 20)])
-def test_sampled_tokens_follow_the_target_distribution(agreeing, top_p, draft, batch_size):
+@pytest.mark.parametrize(("draft", "n", "rows"), [(True, 6_000, 6_000), (ALL, 2_000, 4)])
+def test_sampled_tokens_follow_the_target_distribution(agreeing, top_p, draft, n, rows):
     """The second and third new token after one prompt, against their exact distributions over all
     first and second ones."""
-    n, prompt = 4_000, [5, 9, 2]
+    prompt = [5, 9, 2]
     found, stats = sample_with_stats(
-        agreeing, [prompt] * n, 3, 1.0, top_p, (), seeded(), batch_size, draft
+        agreeing, [prompt] * n, 5, 1.0, top_p, (), seeded(), rows, draft
     )
     assert 0.02 < stats.accepted / stats.drafted < 0.98
-    if draft is MOST:
-        assert 1 in stats.drafted_rounds and None in stats.drafted_rounds
+    if draft is ALL:
+        ended = sum(rounds == 1 for rounds in stats.drafted_rounds)
+        assert 50 < ended < 450  # of 500 batches
     tokens = torch.tensor([c.tokens for c in found])
     with torch.no_grad():
         x = torch.tensor([prompt])
@@ -182,8 +183,8 @@ def test_drafting_ends_where_it_does_not_pay(agreeing, build, ids):
     assert never.drafted_rounds == [0] and never.mtp_calls == never.drafted == 0
     stubborn = build()  # its drafts are about as good as chance
     lost = drafted(stubborn, DraftRule({4: 0.9}, slack=0.02))
-    assert lost.drafted_rounds == [3]  # 100 * 0.02 = 2 plain steps are lost at 0.9 a round
-    assert lost.mtp_calls == 1 + 3 and lost.main_calls == 100 - max_gain(lost)
+    assert lost.drafted_rounds == [2]  # 100 * 0.02 = 2 plain steps may be lost, 0.9 a round
+    assert lost.mtp_calls == 1 + 2 and lost.main_calls == 100 - max_gain(lost)
     assert drafted(agreeing, DraftRule({1: 0.01})).drafted_rounds == [None]
 
 
@@ -195,8 +196,8 @@ def max_gain(stats):
 def test_a_rule_looks_up_the_next_larger_measurement():
     rule = DraftRule({2: 0.3, 8: 0.7})
     assert [rule.at(rows) for rows in (1, 2, 3, 8, 20)] == [0.3, 0.3, 0.7, 0.7, 0.7]
-    # 0.02 of 100 tokens: two plain steps may be lost
-    assert rule.pays(2, -2.0, 100) and not rule.pays(2, -2.01, 100)
+    # 0.02 of 100 tokens: two plain steps may be lost, of which the next round can lose 0.3
+    assert rule.pays(2, -1.69, 100) and not rule.pays(2, -1.71, 100)
     assert not DraftRule({1: 1.0}).pays(1, 5.0, 100)
 
 

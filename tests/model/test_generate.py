@@ -147,18 +147,22 @@ def test_a_stream_decodes_no_further_than_it_is_read(build, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 16, 39, 40])
 def test_a_prompt_read_in_chunks_is_the_same_prompt(build, ids, monkeypatch, chunk, draft):
     """Chunks below, at and above the window (5), rings that wrap, rows that are padded."""
-    model, read = build(torch.float64), []
+    model, read, caches = build(torch.float64), [], []
     prompts = [ids(1, n)[0].tolist() for n in (40, 1, 38, 17, 40, 3)]
     real = model.hidden_states
     monkeypatch.setattr(
         model, "hidden_states", lambda x, *rest: (read.append(x.shape[1]), real(x, *rest))[1]
     )
+    new = model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *a: (caches.append(new(*a)), caches[-1])[1])
     settings = (prompts, 12, 0.9, 0.95, (7, 23))
     whole = sample(model, *settings, seeded(1), self_draft=draft)
     assert max(read) == 40
     read.clear()
     parts = sample(model, *settings, seeded(1), self_draft=draft, prefill_chunk=chunk)
     assert max(read) <= chunk
+    # a chunk's slots are given back once the prompt is read
+    assert {cache.layers[0].slots for cache in caches} == {5 + (2 if draft else 1)}
     for one, other in zip(whole, parts, strict=True):
         assert one.tokens == other.tokens
         a, b = torch.tensor(one.logprobs), torch.tensor(other.logprobs)
