@@ -13,7 +13,7 @@ from kexa.eval.tasks import (
     continuation_logprobs,
     evaluate,
 )
-from kexa.model import Completion
+from kexa.model import Completion, StopReason
 from kexa.post.rewards import BoxedInteger
 
 PAIRS = [([1, 70, 71], [80]), ([1, 70, 71, 72, 90, 91], [80, 81, 82]), ([1], [83, 84])]
@@ -64,7 +64,7 @@ def written(monkeypatch, tokenizer, texts):
 
     def sample(model, prompts, max_new_tokens, **_):
         ids = [[*tokenizer.encode(text).ids, end] for text in texts]
-        return [Completion(i, [0.0] * len(i), "stop") for i in ids]
+        return [Completion(i, [0.0] * len(i), StopReason.STOP) for i in ids]
 
     monkeypatch.setattr(tasks, "sample", sample)
 
