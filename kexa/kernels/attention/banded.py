@@ -14,7 +14,8 @@ PyTorch's kernel lets query heads share a key/value head, so keys and values are
 memory, and reads queries and writes outputs token by token, as a model's projections lay them out:
 blocks of queries are views.
 
-Legend: B batch, T tokens, H query heads, G key/value heads, K head size, N blocks, W block = window.
+Legend: B batch, T tokens, H query heads, G key/value heads, K head size, N blocks,
+W block = window.
 """
 
 from __future__ import annotations
