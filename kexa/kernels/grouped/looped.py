@@ -14,16 +14,15 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
+Ranges = list[tuple[int, slice]]  # experts that have rows, each with its rows
+
 
 class _GroupedGemm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, w_EFD, ranges):
         ctx.save_for_backward(x_ND, w_EFD)
         ctx.ranges = ranges
-        y_NF = x_ND.new_empty(len(x_ND), w_EFD.shape[1])
-        for e, rows in ranges:
-            torch.mm(x_ND[rows], w_EFD[e].T, out=y_NF[rows])
-        return y_NF
+        return _products(x_ND, w_EFD, ranges)
 
     @staticmethod
     @once_differentiable
@@ -49,4 +48,13 @@ def grouped_gemm(x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tenso
         )
     bounds = enumerate(zip(starts, ends, strict=True))
     ranges = [(e, slice(start, end)) for e, (start, end) in bounds if start < end]
+    if not torch.is_grad_enabled():
+        return _products(x_ND, w_EFD, ranges)
     return _GroupedGemm.apply(x_ND, w_EFD, ranges)
+
+
+def _products(x_ND: torch.Tensor, w_EFD: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+    y_NF = x_ND.new_empty(len(x_ND), w_EFD.shape[1])
+    for e, rows in ranges:
+        torch.mm(x_ND[rows], w_EFD[e].T, out=y_NF[rows])
+    return y_NF
