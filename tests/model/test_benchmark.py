@@ -26,7 +26,7 @@ SMALL = Shape(
         ("sliding_window", 5),
     ),
 )
-EAGER = Variant(torch.float32, "eager", "eager")
+EAGER = Variant(torch.float32, "eager", "grouped_mm")
 
 
 def test_a_training_step_meets_the_fastest_rival():
