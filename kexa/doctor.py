@@ -19,7 +19,7 @@ def report(profile: str) -> list[str]:
 
     from kexa import runtime
     from kexa.data.sources import cache_dir
-    from kexa.kernels.dispatch import use_triton
+    from kexa.kernels.dispatch import chosen_path
 
     config = configs.load(profile)
     machine, disk = psutil.virtual_memory(), shutil.disk_usage(ROOT)
@@ -30,7 +30,6 @@ def report(profile: str) -> list[str]:
     ]
     cache = cache_dir()
     chosen = runtime.setup(config.runtime, seed=0)
-    triton = use_triton(torch.empty(0, device=chosen.device))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return [
         f"python {platform.python_version()}, {', '.join(versions)}",
@@ -40,7 +39,7 @@ def report(profile: str) -> list[str]:
         f"cache {cache}: {'there' if cache.is_dir() else 'empty, filled by the first run'}",
         f"profile {config.profile}:",
         *(f"  {reason}" for reason in chosen.reasons),
-        f"  kernels: {'Triton' if triton else 'PyTorch, as Triton needs a CUDA GPU'}",
+        *(f"  {choice}" for choice in chosen_path(chosen.device)),
     ]
 
 

@@ -29,6 +29,9 @@ def test_doctor_says_what_and_why():
         "FP8",
         "threads",
         "kernels",
+        "window attention: blocks",
+        "experts: their own rows",
+        "bf16: ",
     ):
         assert word in done.stdout
 

@@ -5,9 +5,10 @@ Writing goes shard by shard and ends with the index and ``config.json``, each fi
 atomically, so a directory that has a ``config.json`` holds a whole checkpoint. Saving what was
 loaded gives equal bytes.
 
-Reading builds the model on the meta device, allocates its tensors once and copies shard by shard
-into them. Every tensor must be there, be expected and have its shape; the first that does not is
-named. The correction bias stays fp32 in any dtype; its place in ``transformers``' own modules
+Reading builds the model on the meta device, allocates its tensors once and reads shard by shard
+into them, a few megabytes at a time: it takes hardly more memory than the model. Every tensor must
+be there, be expected and have its shape; the first that does not is named. The correction bias
+stays fp32 in any dtype; its place in ``transformers``' own modules
 (``mlp.gate.e_score_correction_bias``) is read too.
 """
 
@@ -17,7 +18,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,13 @@ from kexa.record import write_atomic
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+PIECE = 2**21  # numbers read at a time
 # reported: the sampling settings of the published generation_config.json
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
 
@@ -187,7 +195,9 @@ def _copy_shard(file: Path, wanted: dict[str, Tensor]) -> set[str]:
     """Copy one file's tensors to their places; return the names found."""
     found = set()
     try:
-        with safe_open(file, framework="pt") as shard:
+        with safe_open(file, framework="pt") as shard, open(file, "rb") as raw:
+            start = 8 + int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(start - 8))
             for key in shard.keys():  # noqa: SIM118 - not a dict
                 name = key.replace(
                     ".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias"
@@ -200,13 +210,31 @@ def _copy_shard(file: Path, wanted: dict[str, Tensor]) -> set[str]:
                         f"{file.name}: tensor {key!r} has shape {list(shape)}, config.json implies "
                         f"{list(wanted[name].shape)}"
                     )
-                wanted[name].copy_(shard.get_tensor(key))
+                _fill(wanted[name], raw, start, key, header[key])
                 found.add(name)
     except SafetensorError as error:
         raise ValueError(
             f"{file.name} is not a whole safetensors file ({error}); fetch it again"
         ) from error
     return found
+
+
+def _fill(out: Tensor, raw: BinaryIO, start: int, key: str, entry: Mapping[str, Any]) -> None:
+    """Read one tensor, whose ``entry`` in the header says where it lies behind ``start``.
+
+    Piece by piece from the file: pages of a mapped file would count as this process's memory.
+    """
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"tensor {key!r} has dtype {entry['dtype']}; a checkpoint of this model holds "
+            f"{', '.join(DTYPES)}"
+        )
+    raw.seek(start + entry["data_offsets"][0])
+    buffer = torch.empty(min(PIECE, out.numel()), dtype=DTYPES[entry["dtype"]])
+    for piece in out.view(-1).split(PIECE):
+        read = buffer[: len(piece)]
+        raw.readinto(read.view(torch.uint8).numpy())
+        piece.copy_(read)
 
 
 def _only_mtp(names: set[str]) -> bool:

@@ -87,11 +87,12 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        q_BHTK, k_BGTK, v_BGTK = (
-            rearrange(projection(x_BTD), "b t (h k) -> b h t k", k=self.head_dim)
+        q_BTHK, k_BTGK, v_BTGK = (
+            rearrange(projection(x_BTD), "b t (h k) -> b t h k", k=self.head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        q_BHTK, k_BGTK, v_BGTK = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         if self.use_rope:
             q_BHTK = rotate(q_BHTK, context.cos_TK, context.sin_TK)
             k_BGTK = rotate(k_BGTK, context.cos_TK, context.sin_TK)

@@ -65,12 +65,20 @@ class DecoderLayer(nn.Module):
         return x_BTD + self.mlp(normed_BTD)
 
 
+class Embedding(nn.Embedding):
+    """A look-up table; on the meta device nothing is drawn."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # drawing there makes torch import 150 MB of tracing
+            super().reset_parameters()  # replaced by the table of initial values
+
+
 class Decoder(nn.Module):
     """Everything named ``model.*`` in a checkpoint."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
@@ -297,5 +305,5 @@ def initialise(model: KexaForCausalLM) -> None:
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
-        else:
+        elif not parameter.is_meta:
             parameter.normal_(0.0, deviation)

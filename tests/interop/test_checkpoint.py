@@ -278,3 +278,12 @@ def test_bad_targets_are_named(model, tmp_path):
         save_hf(model, tmp_path / "file")
     with pytest.raises(ValueError, match="max_shard_bytes=0"):
         save_hf(model, tmp_path, max_shard_bytes=0)
+
+
+def test_a_tensor_of_another_dtype_is_named(model, tmp_path):
+    save_hf(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].long()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'model.norm.weight' has dtype I64"):
+        load_hf(tmp_path)

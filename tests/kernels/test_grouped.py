@@ -1,4 +1,4 @@
-"""The grouped GEMM's definition, which is also the path CPUs take."""
+"""The grouped GEMM on the path CPUs take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernels import kernel_checks as checks
 
 
 @pytest.mark.parametrize("case", ["one row", "empty first, middle and last", "one row each"])
-def test_reference_equals_the_loops(case):
+def test_pytorch_path_equals_the_loops(case):
     x, w, offsets, _ = checks.grouped_inputs(case, torch.float64)
     expected = checks.grouped_gemm_by_loops(x, w, offsets)
     torch.testing.assert_close(grouped_gemm(x, w, offsets).detach(), expected, rtol=0, atol=1e-10)

@@ -10,10 +10,11 @@ Global attention. Without documents PyTorch's causal kernel skips the upper tria
 it would need a dense mask and skip nothing, so the queries go in chunks, each against the keys up
 to its own end.
 
-chosen: the R query heads that share a key/value head are laid side by side as R * W query rows of
-that head, so keys and values are never repeated in memory.
+PyTorch's kernel lets query heads share a key/value head, so keys and values are never repeated in
+memory, and reads queries and writes outputs token by token, as a model's projections lay them out:
+blocks of queries are views.
 
-Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, K head size, N blocks,
+Legend: B batch, T tokens, H query heads, G key/value heads, K head size, N blocks,
 W block = window.
 """
 
@@ -34,21 +35,21 @@ def window_attention(
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.window_attention`."""
     B, H, T, K = q_BHTK.shape
-    G, W = k_BGTK.shape[1], window
+    W = window
     if T <= W:
         return global_attention(q_BHTK, k_BGTK, v_BGTK, document_ids_BT)
-    R, N = H // G, -(-T // W)
-    q_BGRNWK = F.pad(q_BHTK, (0, 0, 0, N * W - T)).view(B, G, R, N, W, K)
-    q = q_BGRNWK.permute(0, 3, 1, 2, 4, 5).reshape(B * N, G, R * W, K)
-    mask_bWS = _tile_mask(B, T, W, N, document_ids_BT, q.device)
-    mask = mask_bWS.repeat(1, R, 1)[:, None]  # rows are ordered like q's: head by head
-    if document_ids_BT is None:
-        mask = mask.repeat(B, 1, 1, 1)
+    N = -(-T // W)
+    q_BTHK = F.pad(q_BHTK.transpose(1, 2), (0, 0, 0, 0, 0, N * W - T))
+    q = q_BTHK.reshape(B * N, W, H, K).transpose(1, 2)
+    mask_BWS = _tile_mask(B, T, W, N, document_ids_BT, q.device)
     o = F.scaled_dot_product_attention(
-        q, _tiles(k_BGTK, W, N), _tiles(v_BGTK, W, N), attn_mask=mask
+        q,
+        _tiles(k_BGTK, W, N),
+        _tiles(v_BGTK, W, N),
+        attn_mask=mask_BWS[:, None],
+        enable_gqa=True,
     )
-    o_BGRNWK = o.view(B, N, G, R, W, K).permute(0, 2, 3, 1, 4, 5)
-    return o_BGRNWK.reshape(B, H, N * W, K)[:, :, :T]
+    return o.transpose(1, 2).reshape(B, N * W, H, K)[:, :T].transpose(1, 2)
 
 
 def global_attention(
@@ -95,14 +96,14 @@ def _tiles(x_BGTK: torch.Tensor, W: int, N: int) -> torch.Tensor:
 def _tile_mask(
     B: int, T: int, W: int, N: int, document_ids_BT: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
-    """``[B*N or N, W, 2W]`` bool. Rows that only pad the last block see themselves: no NaN."""
+    """``[B*N, W, 2W]`` bool. Rows that only pad the last block see themselves: no NaN."""
     i = torch.arange(W, device=device)[:, None]
     j = torch.arange(2 * W, device=device)[None, :]
     band = (j > i) & (j <= i + W)
     mask = band.expand(N, W, 2 * W).clone()
     mask[0] &= j >= W
     if document_ids_BT is None:
-        return mask
+        return mask.repeat(B, 1, 1)
     ids_BNW = F.pad(document_ids_BT, (0, N * W - T)).view(B, N, W)
     before_BNW = F.pad(ids_BNW, (0, 0, 1, 0))[:, :-1]
     seen_BNS = torch.cat([before_BNW, ids_BNW], dim=2)

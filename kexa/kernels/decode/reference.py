@@ -35,7 +35,7 @@ def decode_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_B1TS: 
     batch, heads, length, size = q_BHTK.shape
     groups = k_BGSK.shape[1]
     q_BGTK = q_BHTK.reshape(batch, groups, heads // groups * length, size)
-    mask = mask_B1TS.repeat(1, 1, heads // groups, 1)
+    mask = mask_B1TS if length == 1 else mask_B1TS.repeat(1, 1, heads // groups, 1)
     return F.scaled_dot_product_attention(q_BGTK, k_BGSK, v_BGSK, attn_mask=mask).reshape(
         q_BHTK.shape
     )

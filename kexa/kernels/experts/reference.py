@@ -21,7 +21,7 @@ def expert_up(
     x_ND: torch.Tensor, w_EGD: torch.Tensor, routing: Routing, product: Callable
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_up`."""
-    pairs_PD = x_ND[routing.order_P // routing.chosen_NK.shape[1]]
+    pairs_PD = x_ND.index_select(0, routing.order_P // routing.chosen_NK.shape[1])
     gate_PF, up_PF = product(pairs_PD, w_EGD, routing.offsets_E).chunk(2, dim=-1)
     return swiglu(gate_PF, up_PF)
 
@@ -31,5 +31,5 @@ def expert_down(
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_down`."""
     out_PD = product(h_PF, w_EDF, routing.offsets_E)
-    out_NKD = out_PD[routing.inverse_P].unflatten(0, routing.gates_NK.shape)
+    out_NKD = out_PD.index_select(0, routing.inverse_P).unflatten(0, routing.gates_NK.shape)
     return (routing.gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)

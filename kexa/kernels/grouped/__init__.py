@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from kexa.kernels.dispatch import use_triton
-from kexa.kernels.grouped import reference
+from kexa.kernels.grouped import looped
 
 
 def grouped_gemm(x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tensor) -> torch.Tensor:
@@ -49,4 +49,4 @@ def grouped_gemm(x_ND: torch.Tensor, w_EFD: torch.Tensor, offsets_E: torch.Tenso
         from kexa.kernels.grouped.triton import grouped_gemm as kernel
 
         return kernel(x_ND, w_EFD, offsets_E)
-    return reference.grouped_gemm(x_ND, w_EFD, offsets_E)
+    return looped.grouped_gemm(x_ND, w_EFD, offsets_E)

@@ -1,8 +1,7 @@
-"""Grouped GEMM as a loop over experts: the specification, and the path CPUs take.
+"""Grouped GEMM as a loop over experts: the specification.
 
-chosen: the weights are unbound once. Indexing ``w[e]`` in the loop would make autograd zero-fill
-the gradient of the whole stack for each expert. ``F.grouped_mm`` is little faster here and takes
-neither fp64 nor broadcast gradients. Both are timed in ``benchmarks``.
+The weights are unbound once: indexing ``w[e]`` in the loop would make autograd zero-fill the
+gradient of the whole stack for each expert.
 
 Legend: N rows, D input features, F output features, E experts.
 """
