@@ -1,13 +1,14 @@
 """The ``kexa`` command: ``doctor``, ``data``, ``run``, ``notebooks``.
 
 Exit codes: 0, 1 a notebook or a check failed, 2 a bad argument, config, data source or output
-directory, 130 interrupted.
+directory, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -128,13 +129,33 @@ def _data(options: argparse.Namespace) -> int:
     return 0
 
 
+def _end_run(number: int, _frame: object) -> None:
+    """End kernels (training saves its step first) and leave, with nothing to unwind.
+
+    An exception that has to find its way out of papermill's event loop is sometimes lost there, or
+    ends in a traceback of its own. A run may be killed at any moment, so nothing needs unwinding.
+    """
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=20)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os.write(sys.stderr.fileno(), b"\nkexa: interrupted; run again to go on\n")
+    os._exit(128 + number)
+
+
 def _run(options: argparse.Namespace) -> int:
     from kexa import stages
     from kexa.config import ConfigError
     from kexa.pipeline import open_pipeline
     from kexa.report import write_report
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so the kernel ends too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_run)
     parameters = {name: _literal(value) for name, value in options.parameters}
     for name, flag in (("profile", "--profile"), ("out_dir", "--out")):
         if name in parameters:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -166,10 +165,6 @@ class Pipeline:
                 cwd=str(ROOT), progress_bar=False, start_timeout=180, autosave_cell_every=30,
                 config=encrypted,
             )  # fmt: skip
-        except (KeyboardInterrupt, SystemExit):
-            # nbclient leaves the cell's task behind, whose end asyncio would print as an error.
-            logging.getLogger("asyncio").disabled = True
-            raise
         except papermill.PapermillExecutionError as error:
             raise StageFailed(_cell_failure(stage, error)) from None
         except (RuntimeError, TimeoutError) as error:  # nbclient: the kernel died or never started
