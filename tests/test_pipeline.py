@@ -328,15 +328,16 @@ def test_two_runners_do_not_share_a_stage(checkout):
     assert first.returncode == 0, err
 
 
-def test_interrupt_ends_the_kernel_and_goes_on_later(checkout):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_kernel_and_goes_on_later(checkout, number):
     checkout.write("01_data", "import time; time.sleep(0.1 if (run.dir / 'x').exists() else 60)")
     runner = checkout.start(sys.executable, "-m", "kexa", "run", "--only", "01")
     wait_for(checkout.root / "runs/smoke/01_data/metrics.jsonl")
     kernels = psutil.Process(runner.pid).children(recursive=True)
-    runner.send_signal(signal.SIGINT)
+    runner.send_signal(number)
     _, err = runner.communicate(timeout=30)
     (checkout.root / "runs/smoke/01_data/x").touch()  # not before: the kernel must be asleep
-    assert runner.returncode == 130
+    assert runner.returncode == 128 + number
     assert err.splitlines()[-1] == "kexa: interrupted; run again to go on"
     assert "Traceback" not in err
     psutil.wait_procs(kernels, timeout=10)
