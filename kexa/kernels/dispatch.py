@@ -36,7 +36,8 @@ def chosen_path(device: torch.device) -> list[str]:
     """What runs on this device and why, a line per choice, ready to print."""
     if use_triton(torch.empty(0, device=device)):
         return ["kernels: Triton"]
-    bf16 = {"avx512_bf16", "amx_bf16", "bf16"} & cpu_features()
+    features = torch.cpu.get_capabilities()
+    bf16 = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return [
         "kernels: PyTorch, as Triton needs a CUDA GPU",
         f"  instruction set: {torch.backends.cpu.get_cpu_capability()}",
@@ -45,9 +46,3 @@ def chosen_path(device: torch.device) -> list[str]:
         "  loss: slices of logits, as all of them would not stay in cache",
         "  bf16: " + ("in hardware: half the bytes" if bf16 else "emulated: fp32 is faster"),
     ]
-
-
-def cpu_features() -> set[str]:
-    """Names of what this CPU has, as torch reports them; none where torch is too old to."""
-    report = getattr(torch.cpu, "get_capabilities", dict)()
-    return {name for name, there in report.items() if there is True}
