@@ -2,7 +2,9 @@
 
 For each shape every candidate runs once per round, in turn, so that a slow minute of the machine
 slows all of them. A round gives one ratio rival / kexa; reported are the median and the middle 80%
-of the rounds. An operation whose check is red gets no ratio.
+of the rounds. An operation whose check is red gets no ratio; a rival that runs out of memory or is
+not installed is named as such. In a round a candidate repeats until it has run for 10 ms; a GPU
+reads its own clock, between events, so that launches of repeats overlap.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,17 +31,28 @@ from kexa.record import commit, write_atomic
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS = 15
+SAMPLE = 0.01  # seconds that a candidate runs in a round, at least
 
 
 def measure(operation: Operation, shape: Shape, device: str, rounds: int = ROUNDS) -> dict:
     """Seconds of every candidate and the ratio to ours, over interleaved rounds."""
     candidates = operation.build(shape, device)
-    for run in candidates.values():  # compile and warm caches
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {}
+    repeats, absent = {}, {}
+    for name, run in candidates.items():
+        if run is None:
+            absent[name] = "not installed"
+            continue
+        try:
+            for _ in range(2):  # the first compiles and warms caches
+                once = _seconds(run, device, 1)
+        except torch.OutOfMemoryError:
+            absent[name] = "out of memory"
+            continue
+        seconds[name], repeats[name] = [], max(1, math.ceil(SAMPLE / once))
     for _ in tqdm(range(rounds), desc=f"{operation.name} {shape}", leave=False):
-        for name, run in candidates.items():
-            seconds[name].append(_seconds(run, device))
+        for name in seconds:
+            seconds[name].append(_seconds(candidates[name], device, repeats[name]))
     ours = seconds["kexa"]
     return {
         "operation": operation.name,
@@ -48,6 +63,7 @@ def measure(operation: Operation, shape: Shape, device: str, rounds: int = ROUND
             for name, s in seconds.items()
             if name != "kexa"
         },
+        "absent": absent,
     }
 
 
@@ -110,8 +126,10 @@ def table(found: dict) -> str:
             )
             label = f"**kexa** ({row['path']})" if name == "kexa" else name
             lines.append(
-                f"| {row['operation']} | {shape} | {label} | {milliseconds:.2f} | {said} |"
+                f"| {row['operation']} | {shape} | {label} | {milliseconds:.3f} | {said} |"
             )
+        for name, why in row["absent"].items():
+            lines.append(f"| {row['operation']} | {shape} | {name} | {why} | |")
     return "\n".join(lines) + "\n"
 
 
@@ -140,6 +158,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Kernel benchmarks.")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--aot", action="store_true", help="compile for chips that are not here")
+    parser.add_argument("--only", nargs="+", metavar="OPERATION", help="print these, write nothing")
     arguments = parser.parse_args()
     if arguments.aot:
         write_atomic(RESULTS / "aot.json", json.dumps(compile_ahead(), indent=1) + "\n")
@@ -149,6 +168,14 @@ def main() -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
+    if arguments.only:
+        unknown = set(arguments.only) - {operation.name for operation in OPERATIONS}
+        if unknown:
+            names = ", ".join(operation.name for operation in OPERATIONS)
+            parser.error(f"--only {sorted(unknown)[0]!r}: use some of {names}")
+        some = tuple(o for o in OPERATIONS if o.name in arguments.only)
+        print(table(results(device, some)))
+        return 0
     found = results(device)
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
     write_atomic(folder / "kernels.json", json.dumps(found, indent=1) + "\n")
@@ -157,14 +184,20 @@ def main() -> int:
     return 1 if any("red" in row for row in found["rows"]) else 0
 
 
-def _seconds(run, device: str) -> float:
+def _seconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    """Mean seconds of one call."""
     if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - began) / repeats
 
 
 if __name__ == "__main__":

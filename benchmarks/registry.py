@@ -10,6 +10,7 @@ and F output features, E experts, C experts chosen per token, V vocabulary, S sl
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ from kexa.kernels.attention.reference import visible
 from kexa.kernels.decode.reference import visible_slots
 from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
 
-Candidates = dict[str, Callable[[], torch.Tensor]]
+Candidates = dict[str, Callable[[], torch.Tensor] | None]  # None: not installed here
 Shape = dict[str, int]
 
 
@@ -48,26 +49,43 @@ class Operation:
 
 
 def window_candidates(shape: Shape, device: str) -> Candidates:
-    """Ours, the dense window mask (what a plain implementation does), and full causal attention."""
+    """Ours, the dense window mask (what a plain implementation does), full causal attention, and on
+    a GPU FlexAttention, which has no backward on a CPU."""
     q, k, v, d_out = _heads(shape, device)
-    mask = visible(shape["T"], shape["W"]).to(device)[:, None]
-    return {
-        "kexa": _step(lambda: window_attention(q, k, v, shape["W"]), (q, k, v), d_out),
+    window = shape["W"]
+    mask = visible(shape["T"], window).to(device)[:, None]
+    candidates = {
+        "kexa": _step(lambda: window_attention(q, k, v, window), (q, k, v), d_out),
         "SDPA, dense window mask": _step(lambda: _sdpa(q, k, v, mask), (q, k, v), d_out),
         "SDPA, causal without window": _step(lambda: _sdpa(q, k, v, None), (q, k, v), d_out),
     }
+    if device == "cuda":
+
+        def sees(b, h, i, j):
+            return (j <= i) & (j > i - window)
+
+        candidates["FlexAttention, compiled"] = _step(_flex(q, k, v, sees, None), (q, k, v), d_out)
+    return candidates
 
 
 def global_candidates(shape: Shape, device: str) -> Candidates:
-    """Ours and the dense mask, on rows that pack four documents."""
+    """Ours, the dense mask, and on a GPU FlexAttention, on rows that pack four documents."""
     q, k, v, d_out = _heads(shape, device)
     ids = torch.arange(shape["T"], device=device).mul(4).div(shape["T"]).int()
     ids = ids.expand(shape["B"], -1).contiguous()
     mask = visible(shape["T"], None, ids)[:, None]
-    return {
+    candidates = {
         "kexa": _step(lambda: global_attention(q, k, v, ids), (q, k, v), d_out),
         "SDPA, dense document mask": _step(lambda: _sdpa(q, k, v, mask), (q, k, v), d_out),
     }
+    if device == "cuda":
+
+        def sees(b, h, i, j):
+            return (j <= i) & (ids[b, i] == ids[b, j])
+
+        rows = shape["B"]
+        candidates["FlexAttention, compiled"] = _step(_flex(q, k, v, sees, rows), (q, k, v), d_out)
+    return candidates
 
 
 def grouped_candidates(shape: Shape, device: str) -> Candidates:
@@ -174,7 +192,7 @@ def decode_candidates(shape: Shape, device: str) -> Candidates:
 
 
 def cross_entropy_candidates(shape: Shape, device: str) -> Candidates:
-    """Ours, all logits at once, and slices of 256 rows that autograd keeps until the backward."""
+    """Ours, all logits at once, slices of 256 rows (autograd keeps them all), and Liger."""
     N, D, V = (shape[n] for n in "NDV")
     generator = torch.Generator().manual_seed(0)
     h, w = _normal(device, N, D), (_normal(device, V, D).detach() / D**0.5).requires_grad_()
@@ -191,11 +209,19 @@ def cross_entropy_candidates(shape: Shape, device: str) -> Candidates:
         "kexa": _step(lambda: linear_cross_entropy(h, w, targets), (h, w), one),
         "logits, F.cross_entropy": _step(lambda: plain(h, targets), (h, w), one),
         "slices of logits": _step(slices, (h, w), one),
+        **_liger(
+            device,
+            "fused_linear_cross_entropy",
+            "LigerFusedLinearCrossEntropyFunction",
+            lambda fused: _step(
+                lambda: fused(h, w, targets, None, None, -100, 0.0, 0.0, "sum")[0], (h, w), one
+            ),
+        ),
     }
 
 
 def norm_candidates(shape: Shape, device: str) -> Candidates:
-    """Ours, PyTorch's own (which rounds once, after the weight), and the norm written out."""
+    """Ours, PyTorch's own (rounds once, after the weight), the norm written out, and Liger."""
     x, w = _normal(device, shape["N"], shape["D"]), _normal(device, shape["D"])
     d_out = _normal(device, *x.shape).detach()
 
@@ -207,18 +233,29 @@ def norm_candidates(shape: Shape, device: str) -> Candidates:
         "kexa": _step(lambda: rms_norm(x, w, 1e-5), (x, w), d_out),
         "F.rms_norm": _step(lambda: F.rms_norm(x, w.shape, w, 1e-5), (x, w), d_out),
         "written out": _step(written_out, (x, w), d_out),
+        **_liger(
+            device,
+            "rms_norm",
+            "LigerRMSNormFunction",
+            # not in place: that would overwrite d_out, which every round uses again
+            lambda norm: _step(lambda: norm(x, w, 1e-5, 0.0, "llama", False), (x, w), d_out),
+        ),
     }
 
 
 def swiglu_candidates(shape: Shape, device: str) -> Candidates:
-    """Ours and two operations, on the halves of the experts' up product."""
+    """Ours, two operations, and Liger, on the halves of the experts' up product."""
     gate_up = _normal(device, shape["N"], 2 * shape["F"])
     d_out = _normal(device, shape["N"], shape["F"]).detach()
 
     def halves(glu):
         return _step(lambda: glu(*gate_up.chunk(2, dim=-1)), (gate_up,), d_out)
 
-    return {"kexa": halves(swiglu), "F.silu * up": halves(lambda gate, up: F.silu(gate) * up)}
+    return {
+        "kexa": halves(swiglu),
+        "F.silu * up": halves(lambda gate, up: F.silu(gate) * up),
+        **_liger(device, "swiglu", "LigerSiLUMulFunction", halves),
+    }
 
 
 def routing_candidates(shape: Shape, device: str) -> Candidates:
@@ -367,8 +404,8 @@ def _scaled_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _normal(device: str, *shape: int) -> torch.Tensor:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+    generator = torch.Generator(device).manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_()
 
 
 def _heads(shape: Shape, device: str) -> list[torch.Tensor]:
@@ -379,7 +416,31 @@ def _heads(shape: Shape, device: str) -> list[torch.Tensor]:
 
 
 def _sdpa(q, k, v, mask) -> torch.Tensor:
+    """PyTorch's attention; with a mask its memory-saving kernel wants a key head per query head."""
+    if mask is not None and q.is_cuda:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+
+
+def _flex(q, k, v, sees: Callable, rows: int | None) -> Callable[[], torch.Tensor]:
+    """FlexAttention of pairs that ``sees(b, h, i, j)``; ``rows``: None if alike in every row."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    T = q.shape[2]
+    mask = create_block_mask(sees, rows, None, T, T, device=q.device)
+    attention = torch.compile(flex_attention)
+    return lambda: attention(q, k, v, block_mask=mask, enable_gqa=True)
+
+
+def _liger(device: str, module: str, name: str, step: Callable) -> Candidates:
+    """The step with one of Liger's functions, which need a GPU; None where it is not installed."""
+    if device != "cuda":
+        return {}
+    try:
+        function = getattr(importlib.import_module(f"liger_kernel.ops.{module}"), name)
+    except ModuleNotFoundError:
+        return {"Liger": None}
+    return {"Liger": step(function.apply)}
 
 
 def _step(forward: Callable, leaves: tuple, d_out: torch.Tensor) -> Callable[[], None]:

@@ -32,8 +32,11 @@ def round_e4m3_(x: Tensor) -> Tensor:
 
 
 def scale_of(amax: Tensor) -> Tensor:
-    """The scale of tiles with these largest magnitudes."""
-    return amax.clamp(min=SMALLEST_AMAX) / E4M3_MAX
+    """The scale of tiles with these largest magnitudes.
+
+    The divisor is a tensor: by a number, CUDA multiplies with its rounded reciprocal instead.
+    """
+    return amax.clamp(min=SMALLEST_AMAX) / amax.new_full((), E4M3_MAX)
 
 
 def quantize(x: Tensor, rows: int, columns: int) -> Tensor:
