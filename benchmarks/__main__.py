@@ -89,7 +89,9 @@ def results(
             rows.append({"operation": operation.name, "red": str(checked)})
             continue
         for shape in operation.cuda if device == "cuda" else operation.cpu:
-            rows.append({**measure(operation, shape, device, rounds), "path": checked.path})
+            row = measure(operation, shape, device, rounds)
+            print(" ", shape, row["milliseconds"], row["absent"] or "")
+            rows.append({**row, "path": checked.path})
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),

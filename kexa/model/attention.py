@@ -64,8 +64,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """``x`` itself."""
+    return x
+
+
 class Attention(nn.Module):
-    """One attention layer; ``layer_type`` is ``"sliding_attention"`` or ``"full_attention"``."""
+    """One attention layer; ``layer_type`` is ``"sliding_attention"`` or ``"full_attention"``.
+
+    Queries, keys and values pass through ``operand`` on their way to attention, which a numerics
+    policy may replace; the result comes back in the model's dtype.
+    """
+
+    operand = staticmethod(unchanged)
 
     def __init__(self, config: ModelConfig, layer_type: str):
         super().__init__()
@@ -96,6 +107,7 @@ class Attention(nn.Module):
         if self.use_rope:
             q_BHTK = rotate(q_BHTK, context.cos_TK, context.sin_TK)
             k_BGTK = rotate(k_BGTK, context.cos_TK, context.sin_TK)
+        q_BHTK, k_BGTK, v_BGTK = (self.operand(x) for x in (q_BHTK, k_BGTK, v_BGTK))
         mask = None
         if cache is not None:
             keys_BGSK, values_BGSK, mask = cache.update(k_BGTK, v_BGTK, context.step)
@@ -109,4 +121,4 @@ class Attention(nn.Module):
             )
         else:
             out_BHTK = global_attention(q_BHTK, k_BGTK, v_BGTK, context.document_ids_BT)
-        return self.o_proj(rearrange(out_BHTK, "b h t k -> b t (h k)"))
+        return self.o_proj(rearrange(out_BHTK, "b h t k -> b t (h k)").to(x_BTD.dtype))

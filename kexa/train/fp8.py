@@ -21,7 +21,8 @@ BF16: operands and results rounded to BF16, fp32 accumulation. fp32: nothing is 
 reported: native FP8 training with a loss curve comparable to BF16. not reported: which FP8.
 chosen: DeepSeek-V3's recipe (arXiv 2412.19437), as above. chosen: embedding and norms are not
 matrix products and stay fp32, the router too (reported); head and MTP projection use BF16
-products; attention itself stays fp32. The training loss never stores the head's logits and so does
+products; attention itself stays fp32 on a CPU and is BF16 on a GPU, where fp32 would take most of a
+step (its softmax and sums are fp32 either way). The training loss never stores the head's logits and so does
 not round them (:mod:`kexa.kernels.cross_entropy`). chosen: x and dy are quantised from their
 original values for wgrad, not requantised from the codes of the other two products.
 
@@ -36,6 +37,7 @@ Legend: N tokens, D inputs, F outputs, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ from kexa.kernels import (
     transposed,
 )
 from kexa.kernels.fp8.emulated import TILE, quantize, quantize_ragged
+from kexa.model.attention import Attention, unchanged
 from kexa.model.linear import Head, Linear
 from kexa.model.moe import SparseMoE
 from kexa.runtime import has_fp8
@@ -207,11 +210,26 @@ def bf16_cross_entropy(h_ND: Tensor, w_VD: Tensor, targets_N: Tensor) -> Tensor:
     return linear_cross_entropy(h_ND.bfloat16(), w_VD.bfloat16(), targets_N)
 
 
-# policy: product of linears, of experts, of the linears that stay high, and the head's loss
-_POLICIES: dict[str, tuple[Callable, Callable, Callable, Callable]] = {
-    "fp8": (fp8_matmul, fp8_grouped_gemm, bf16_matmul, bf16_cross_entropy),
-    "bf16": (bf16_matmul, bf16_grouped_gemm, bf16_matmul, bf16_cross_entropy),
-    "fp32": (F.linear, grouped_gemm, F.linear, linear_cross_entropy),
+def bf16_on_gpu(x: Tensor) -> Tensor:
+    """Queries, keys or values as attention reads them."""
+    return x.bfloat16() if x.is_cuda else x
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """What each kind of module computes with."""
+
+    linear: Callable
+    experts: Callable
+    high: Callable  # the linears that stay high
+    cross_entropy: Callable  # of the head
+    attention: Callable  # what q, k and v pass through
+
+
+_POLICIES = {
+    "fp8": _Policy(fp8_matmul, fp8_grouped_gemm, bf16_matmul, bf16_cross_entropy, bf16_on_gpu),
+    "bf16": _Policy(bf16_matmul, bf16_grouped_gemm, bf16_matmul, bf16_cross_entropy, bf16_on_gpu),
+    "fp32": _Policy(F.linear, grouped_gemm, F.linear, linear_cross_entropy, unchanged),
 }
 
 
@@ -230,15 +248,17 @@ def set_numerics(model: nn.Module, policy: str) -> dict[str, list[str]]:
     """
     if policy not in _POLICIES:
         raise ValueError(f"numerics {policy!r}: use one of {', '.join(_POLICIES)}")
-    matmul, grouped, high, cross_entropy = _POLICIES[policy]
+    chosen = _POLICIES[policy]
     changed: dict[str, list[str]] = {"linear": [], "experts": [], "high": []}
     for name, module in model.named_modules():
         if isinstance(module, SparseMoE):
-            module.grouped_gemm = grouped
+            module.grouped_gemm = chosen.experts
             changed["experts"].append(name)
         elif isinstance(module, Linear):
-            module.matmul = high if stays_high(name) else matmul
+            module.matmul = chosen.high if stays_high(name) else chosen.linear
             changed["high" if stays_high(name) else "linear"].append(name)
             if isinstance(module, Head):
-                module.cross_entropy = cross_entropy
+                module.cross_entropy = chosen.cross_entropy
+        elif isinstance(module, Attention):
+            module.operand = chosen.attention
     return changed

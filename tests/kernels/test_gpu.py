@@ -31,8 +31,10 @@ from kexa.kernels.glu import reference as glu_reference
 from kexa.kernels.grouped import reference as grouped_reference
 from kexa.kernels.norm import reference as norm_reference
 from kexa.kernels.routing import reference as routing_reference
+from kexa.model import KexaForCausalLM
+from kexa.model import attention as model_attention
 from kexa.model.moe import SparseMoE
-from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul
+from kexa.train.fp8 import fp8_grouped_gemm, fp8_matmul, set_numerics
 from tests.kernels import decode_checks, fp8_checks, rows_checks
 
 pytestmark = pytest.mark.gpu
@@ -268,6 +270,23 @@ def test_fp8_training_follows_the_emulation(ends, features):
     for expected, ours in zip(*results, strict=True):  # a BF16 rounding, and the chip's short sums
         largest = float(expected.detach().abs().max())
         torch.testing.assert_close(ours.cpu(), expected, rtol=2**-7, atol=1e-3 * largest)
+
+
+@pytest.mark.parametrize("numerics, attention", [("fp8", torch.bfloat16), ("fp32", torch.float32)])
+def test_a_numerics_policy_says_what_attention_reads_on_a_gpu(numerics, attention, monkeypatch):
+    model = KexaForCausalLM(load("smoke").model).cuda()
+    set_numerics(model, numerics)
+    seen = []
+    for name in ("window_attention", "global_attention"):
+        original = getattr(model_attention, name)
+        monkeypatch.setattr(
+            model_attention,
+            name,
+            lambda q, *rest, f=original: (seen.append(q.dtype), f(q, *rest))[1],
+        )
+    logits = model(torch.arange(40, device="cuda")[None])
+    assert set(seen) == {attention} and len(seen) == len(model.model.layers)
+    assert logits.dtype == torch.float32
 
 
 def test_fp8_never_waits_for_the_gpu_and_repeats_its_bits():
