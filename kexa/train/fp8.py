@@ -22,9 +22,9 @@ reported: native FP8 training with a loss curve comparable to BF16. not reported
 chosen: DeepSeek-V3's recipe (arXiv 2412.19437), as above. chosen: embedding and norms are not
 matrix products and stay fp32, the router too (reported); head and MTP projection use BF16
 products; attention itself stays fp32 on a CPU and is BF16 on a GPU, where fp32 would take most of a
-step (its softmax and sums are fp32 either way). The training loss never stores the head's logits and so does
-not round them (:mod:`kexa.kernels.cross_entropy`). chosen: x and dy are quantised from their
-original values for wgrad, not requantised from the codes of the other two products.
+step (its softmax and sums are fp32 either way). The training loss never stores the head's logits
+and so does not round them (:mod:`kexa.kernels.cross_entropy`). chosen: x and dy are quantised from
+their original values for wgrad, not requantised from the codes of the other two products.
 
 Chips with FP8 (:func:`kexa.runtime.has_fp8`) run the kernels of ``kexa.kernels.fp8``. Elsewhere FP8
 is emulated: operands are rounded to the values of the very same codes and multiplied decoded. CPUs
