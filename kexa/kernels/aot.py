@@ -42,6 +42,7 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv",
+    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -107,10 +108,13 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     k = torch.empty(1, tokens, G, K, **bf16).transpose(1, 2)
     lse, ids = torch.empty(1, H, tokens, **fp32), torch.empty(1, tokens, **int32)
     windows = {"window attention": model.sliding_window, "global attention": tokens}
+    extents = torch.empty(1, tokens // attention.BLOCK, **int32)
     for name, window in windows.items():
-        yield name, attention.forward_launch(q, k, k, ids, q, lse, window)
-        yield name, attention.backward_q_launch(q, k, k, ids, q, lse, q, q, lse, window)
-        yield name, attention.backward_kv_launch(q, k, k, ids, lse, q, lse, k, k, window)
+        reach = extents if window == tokens else None
+        yield name, attention.forward_launch(q, k, k, ids, reach, q, lse, window)
+        yield name, attention.backward_q_launch(q, k, k, ids, reach, q, lse, q, q, lse, window)
+        yield name, attention.backward_kv_launch(q, k, k, ids, reach, lse, q, lse, k, k, window)
+    yield "global attention", attention.extents_launch(ids, extents, extents)
     D, F, E = model.hidden_size, model.moe_intermediate_size, model.num_experts
     rows = tokens * model.num_experts_per_tok
     ends = torch.empty(E, **int32)
@@ -132,6 +136,8 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
         for out, inner in ((F, D), (D, F))
     )
     yield "FP8 quantisation", fp8.blocks_launch(w, *blocks)
+    codes, turned = (part[0].view(torch.uint8) for part in (blocks, blocks_t))
+    yield "FP8 quantisation", fp8.transpose_launch(codes, turned)
     one, one_end = tuple(part[:1] for part in blocks), ends[:1]
     yield "FP8 GEMM", fp8.gemm_launch(x_rows, one, one_end, y)
     yield "FP8 grouped GEMM", fp8.gemm_launch(x_rows, blocks, ends, y)
@@ -145,9 +151,8 @@ def published_launches(tokens: int = 4096) -> Iterator[tuple[str, Launch]]:
     dh = torch.empty(tokens, D, **fp32)
     name = "linear cross-entropy"
     yield name, cross_entropy.forward_launch(h, w, targets, parts, chosen)
-    yield name, cross_entropy.gradient_launch(h, chunk, targets, chosen, dz, first=8192)
-    yield f"{name}, dh", cross_entropy.product_launch(dz, chunk, weight, dh, add=True)
-    yield f"{name}, dw", cross_entropy.product_launch(dz.T, h, weight, chunk, add=False)
+    yield name, cross_entropy.gradient_launch(h, chunk, targets, chosen, weight, dz, first=8192)
+    yield f"{name}, dh", cross_entropy.product_launch(dz, chunk, dh)
     residual, heads = torch.empty(tokens, D, **bf16), torch.empty(tokens * H, K, **bf16)
     for name, rows_ND in {"RMSNorm": residual, "RMSNorm, heads": heads}.items():
         weight, scales = rows_ND[0], torch.empty(len(rows_ND), **fp32)

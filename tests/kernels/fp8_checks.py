@@ -157,6 +157,12 @@ def check_blocks(op: Callable, case: str) -> None:
     assert_same_bits(op(w), blocks_by_tiles(w), case)
 
 
+def check_transposed(op: Callable, case: str) -> None:
+    codes, scales = reference.quantize_blocks(inputs(case)[1])
+    turned = codes.view(torch.uint8).numpy().swapaxes(1, 2), scales.numpy().swapaxes(1, 2)
+    assert_same_bits(op(codes, scales), turned, case)
+
+
 def check_gemm(op: Callable, case: str) -> None:
     x, w, _, offsets = inputs(case, normal)
     operands = [
@@ -181,6 +187,7 @@ OPERATIONS = {
     "fp8 rows": ("quantize_rows", check_rows),
     "fp8 tokens": ("quantize_tokens", check_tokens),
     "fp8 blocks": ("quantize_blocks", check_blocks),
+    "fp8 transposed": ("transposed", check_transposed),
     "fp8 gemm": ("scaled_gemm", check_gemm),
     "fp8 weight gemm": ("scaled_weight_gemm", check_weight_gemm),
 }

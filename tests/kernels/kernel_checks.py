@@ -26,6 +26,8 @@ ATTENTION_CASES = {
     "window over two tiles": (1, 100, 2, 1, 16, 70, True),
     "one token past a tile": (1, 257, 2, 1, 16, 33, True),
     "global": (1, 100, 3, 1, 16, 100, False),
+    "global, packed": (2, 130, 2, 1, 16, 130, True),
+    "global, documents that come back": (2, 100, 2, 1, 16, 100, "again"),
 }
 
 # name: rows, D, F, ends
@@ -70,7 +72,11 @@ def attention_inputs(case: str, dtype: torch.dtype):
     B, T, H, G, K, window, documents = ATTENTION_CASES[case]
     generator = torch.Generator().manual_seed(T)
     q, k, v = (fenced(generator, B, T, n, K, dtype=dtype).transpose(1, 2) for n in (H, G, G))
-    ids = torch.randint(-1, 4, (B, T), generator=generator).sort(1).values if documents else None
+    ids = None
+    if documents == "again":  # runs of nine tokens, each of any document
+        ids = torch.randint(-1, 4, (B, T), generator=generator)[:, torch.arange(T) // 9]
+    elif documents:
+        ids = torch.randint(-1, 4, (B, T), generator=generator).sort(1).values
     d_out = torch.randn(B, H, T, K, dtype=torch.float64, generator=generator).to(dtype)
     return q, k, v, window, ids, d_out
 

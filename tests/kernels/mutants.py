@@ -20,6 +20,17 @@ FAULTS = {
         "dk not scaled": ("(grad_k * scale_q)", "(grad_k)"),
         "queries past the tile ignored": ("first + TS - 1 + window", "first + TS"),
         "tail of the head dropped": ("(feature < K)", "(feature < K - 1)"),
+        "documents begin a block late": ("tl.minimum(begin, start), begin", "begin, begin"),
+        "documents end with the block": ("tl.where(found, start + BLOCK, end)", "end"),
+        "extent of the latest query": (
+            "tl.min(_of_blocks(first_key",
+            "tl.max(_of_blocks(first_key",
+        ),
+        "extent of the earliest key": (
+            "tl.max(_of_blocks(last_query",
+            "tl.min(_of_blocks(last_query",
+        ),
+        "extents of the first row": ("extents + b * blocks", "extents"),
     },
     "grouped": {
         "stale offset": ("offsets + expert - 1", "offsets + expert - 2"),
@@ -129,6 +140,21 @@ FAULTS = {
         "last row dropped": ("(f < F)[:, None] & (d < D)", "(f < F - 1)[:, None] & (d < D)"),
         "block one row early": ("b * _TILE + tl.arange", "b * (_TILE - 1) + tl.arange"),
     },
+    "fp8 transposed": {
+        "codes not transposed": ("tl.trans(codes), tl.trans(inside)", "codes, inside"),
+        "codes of the first expert": ("w + e + f.to", "w + f.to"),
+        "written over the first expert": ("turned + e + d.to", "turned + d.to"),
+        "last row dropped": ("(f < F)[:, None] & (d < D)", "(f < F - 1)[:, None] & (d < D)"),
+        "last column dropped": (
+            "& (d < D)[None, :]\n    codes",
+            "& (d < D - 1)[None, :]\n    codes",
+        ),
+        "swapped tile": (
+            "tl.program_id(1) * TR + i, tl.program_id(2) * TR + i",
+            "tl.program_id(2) * TR + i, tl.program_id(1) * TR + i",
+        ),
+        "scales not transposed": ("scales_EBC.mT.contiguous()", "scales_EBC"),
+    },
     "fp8 gemm": {
         "last block dropped": ("range(blocks)", "range(blocks - 1)"),
         "stale scale of x": ("            x_scale += N\n", ""),
@@ -164,7 +190,7 @@ FAULTS = {
         "target on a tile's first word missed": ("target >= column", "target > column"),
         "target sought in the first chunk only": ("(first + word)", "(word)"),
         "target not subtracted": ("grad = p - ", "grad = p + 0 * "),
-        "weight of the loss ignored": ("total *= tl.load(weight)", "total *= 1.0"),
+        "weight of the loss ignored": ("grad *= tl.load(weight)", "grad *= 1.0"),
         "dh of the last chunk only": (
             "total += tl.load(out_rows, inside, other=0.0)",
             "total += 0.0",
@@ -173,7 +199,7 @@ FAULTS = {
         "inner tail of the products dropped": ("range(0, K, TK)", "range(0, K - TK + 1, TK)"),
         "last word of the chunk dropped": ("& (word < V)[None, :])", "& (word < V - 1)[None, :])"),
         "every chunk from the first words": ("(h, w[chunk]", "(h, w[: len(w[chunk])]"),
-        "dz not transposed": ("product_launch(dz.T, h", "product_launch(dz.reshape(dz.T.shape), h"),
+        "dz not transposed": ("torch.mm(dz.T, h", "torch.mm(dz.reshape(dz.T.shape), h"),
         "grid rounded down": ("triton.cdiv(rows, tile.TM) *", "max(1, rows // tile.TM) *"),
     },
     "norm": {

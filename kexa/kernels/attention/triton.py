@@ -21,10 +21,12 @@ bits. Window attention and global attention are the same kernels; global is wind
 
 Departures from the textbook kernel: documents are compared in the mask instead of cutting the batch
 into sequences; a query masked in a whole tile is handled by the finite start m = -1e30 (then P is
-0, not NaN).
+0, not NaN). Where several documents share a row of global attention, ``_extents`` says first of
+each block of tokens how far back its documents begin and how far on they end, and no tile beyond is
+visited: documents of length L cost O(T L), not O(T T). Ids may come in any order.
 
 Legend: B batch, T tokens, H query heads, G key/value heads, R = H / G, K head size; TQ, TS tile
-sizes over queries and keys; BK = K rounded up to a power of two.
+sizes over queries and keys; BK = K rounded up to a power of two; BLOCK tokens per extent.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ import triton
 import triton.language as tl
 
 from kexa.kernels.launch import Launch
+from kexa.kernels.tiles import tile_of
 
 LOG2_E = math.log2(math.e)
+BLOCK = 32  # tokens per extent; what a program owns is a multiple
 
 
 @triton.jit
@@ -58,11 +62,48 @@ def _visible(query, key, query_ids, key_ids, window, T):
 
 
 @triton.jit
+def _extents(ids, first_key, last_query, T, BLOCK: tl.constexpr):
+    """Of each block, where its documents begin and end: a multiple of BLOCK, or past T at the end.
+
+    Stored at the block: the first key that one of its queries may see, and the end of the queries
+    that may see one of its keys.
+    """
+    b, n = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i, row = tl.arange(0, BLOCK), ids + b * T
+    token = n * BLOCK + i
+    own = tl.load(row + token, token < T, other=0)
+    begin = n * BLOCK
+    for start in range(0, n * BLOCK, BLOCK):
+        other = tl.load(row + start + i)
+        same = (own[:, None] == other[None, :]) & (token < T)[:, None]
+        found = tl.max(tl.max(same.to(tl.int32), 1), 0) > 0
+        begin = tl.where(found, tl.minimum(begin, start), begin)
+    end = n * BLOCK + BLOCK
+    for start in range(n * BLOCK + BLOCK, T, BLOCK):
+        other = tl.load(row + start + i, start + i < T, other=0)
+        same = (own[:, None] == other[None, :]) & (start + i < T)[None, :]
+        found = tl.max(tl.max(same.to(tl.int32), 1), 0) > 0
+        end = tl.where(found, start + BLOCK, end)
+    at = b * tl.num_programs(1) + n
+    tl.store(first_key + at, begin)
+    tl.store(last_query + at, end)
+
+
+@triton.jit
+def _of_blocks(extents, b, first, T, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """The extents of the blocks of one tile; past the last block those of the last."""
+    blocks = tl.cdiv(T, BLOCK)
+    block = tl.minimum(first // BLOCK + tl.arange(0, TILE // BLOCK), blocks - 1)
+    return tl.load(extents + b * blocks + block)
+
+
+@triton.jit
 def _forward(
-    q, k, v, ids, o, lse,
+    q, k, v, ids, first_key, o, lse,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     H, R, T, window, scale,
     K: tl.constexpr, BK: tl.constexpr, TQ: tl.constexpr, TS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
     first = tl.program_id(1) * TQ
@@ -74,7 +115,10 @@ def _forward(
     m = tl.full([TQ], -1e30, ACC)
     total = tl.zeros([TQ], ACC)
     out = tl.zeros([TQ, BK], ACC)
-    for start in range(tl.maximum(0, first - window + 1) // TS * TS, tl.minimum(T, first + TQ), TS):
+    begin = tl.maximum(0, first - window + 1)
+    if first_key is not None:
+        begin = tl.maximum(begin, tl.min(_of_blocks(first_key, b, first, T, TQ, BLOCK), 0))
+    for start in range(begin // TS * TS, tl.minimum(T, first + TQ), TS):
         key = start + tl.arange(0, TS)
         key_ids = tl.load(ids + b * T + key, key < T, other=0)
         k_tile = _rows(k_head, key, feature, k_t, T, K)
@@ -96,11 +140,12 @@ def _forward(
 
 @triton.jit
 def _backward_q(
-    q, k, v, ids, o, lse, do, dq, delta,
+    q, k, v, ids, first_key, o, lse, do, dq, delta,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     do_b, do_h, do_t, dq_b, dq_h, dq_t,
     H, R, T, window, scale, scale_q,
     K: tl.constexpr, BK: tl.constexpr, TQ: tl.constexpr, TS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, h = (tl.program_id(0) // H).to(tl.int64), (tl.program_id(0) % H).to(tl.int64)
     first = tl.program_id(1) * TQ
@@ -116,7 +161,10 @@ def _backward_q(
     tl.store(delta + row, d, query < T)
 
     grad = tl.zeros([TQ, BK], ACC)
-    for start in range(tl.maximum(0, first - window + 1) // TS * TS, tl.minimum(T, first + TQ), TS):
+    begin = tl.maximum(0, first - window + 1)
+    if first_key is not None:
+        begin = tl.maximum(begin, tl.min(_of_blocks(first_key, b, first, T, TQ, BLOCK), 0))
+    for start in range(begin // TS * TS, tl.minimum(T, first + TQ), TS):
         key = start + tl.arange(0, TS)
         key_ids = tl.load(ids + b * T + key, key < T, other=0)
         k_tile = _rows(k_head, key, feature, k_t, T, K)
@@ -134,10 +182,11 @@ def _backward_q(
 
 @triton.jit
 def _backward_kv(
-    q, k, v, ids, lse, do, delta, dk, dv,
+    q, k, v, ids, last_query, lse, do, delta, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, do_b, do_h, do_t, dk_b, dk_h, dk_t, dv_b, dv_h,
     dv_t, G, R, T, window, scale, scale_q,
     K: tl.constexpr, BK: tl.constexpr, TQ: tl.constexpr, TS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b, g = (tl.program_id(0) // G).to(tl.int64), (tl.program_id(0) % G).to(tl.int64)
     first = tl.program_id(1) * TS
@@ -148,10 +197,13 @@ def _backward_kv(
 
     grad_k = tl.zeros([TS, BK], ACC)
     grad_v = tl.zeros([TS, BK], ACC)
+    end = tl.minimum(T, first + TS - 1 + window)
+    if last_query is not None:
+        end = tl.minimum(end, tl.max(_of_blocks(last_query, b, first, T, TS, BLOCK), 0))
     for h in range(g * R, g * R + R):
         q_head, do_head = q + b * q_b + h * q_h, do + b * do_b + h * do_h
         row = (b * G * R + h) * T
-        for start in range(first // TQ * TQ, tl.minimum(T, first + TS - 1 + window), TQ):
+        for start in range(first // TQ * TQ, end, TQ):
             query = start + tl.arange(0, TQ)
             query_ids = tl.load(ids + b * T + query, query < T, other=0)
             q_tile = _rows(q_head, query, feature, q_t, T, K)
@@ -173,52 +225,56 @@ def _backward_kv(
     tl.store(dv_rows, grad_v.to(dv.dtype.element_ty), inside)
 
 
-def forward_launch(q, k, v, ids, o, lse, window: int) -> Launch:
+def extents_launch(ids, first_key, last_query) -> Launch:
+    """Launch that fills the extents of all blocks, ``[B, ceil(T / BLOCK)]``."""
+    (B, T), blocks = ids.shape, first_key.shape[1]
+    return Launch(_extents, (B, blocks), (ids, first_key, last_query, T, BLOCK), warps=1, stages=1)
+
+
+def forward_launch(q, k, v, ids, first_key, o, lse, window: int) -> Launch:
     """Launch that fills ``o`` and ``lse``."""
-    (B, H, T, _), tile = q.shape, _tiles(q)
-    tensors = (q, k, v, ids, o, lse)
+    (B, H, T, _), tile = q.shape, tile_of("attention forward", q)
+    tensors = (q, k, v, ids, first_key, o, lse)
     numbers = (H, H // k.shape[1], T, window, _scale(q) * LOG2_E)
-    arguments = (*tensors, *_strides(q, k, v, o), *numbers, *tile)
-    return Launch(_forward, (B * H, triton.cdiv(T, tile.TQ)), arguments, warps=4, stages=2)
+    arguments = (*tensors, *_strides(q, k, v, o), *numbers, *_sizes(q, tile.TM, tile.TN))
+    grid = (B * H, triton.cdiv(T, tile.TM))
+    return Launch(_forward, grid, arguments, tile.warps, tile.stages)
 
 
-def backward_q_launch(q, k, v, ids, o, lse, do, dq, delta, window: int) -> Launch:
+def backward_q_launch(q, k, v, ids, first_key, o, lse, do, dq, delta, window: int) -> Launch:
     """Launch that fills ``dq`` and ``delta`` (= rowsum(o * do), in lse's dtype)."""
-    (B, H, T, _), tile = q.shape, _tiles(q)
-    tensors = (q, k, v, ids, o, lse, do, dq, delta)
+    (B, H, T, _), tile = q.shape, tile_of("attention backward_q", q)
+    tensors = (q, k, v, ids, first_key, o, lse, do, dq, delta)
     numbers = (H, H // k.shape[1], T, window, _scale(q) * LOG2_E, _scale(q))
-    arguments = (*tensors, *_strides(q, k, v, o, do, dq), *numbers, *tile)
-    return Launch(_backward_q, (B * H, triton.cdiv(T, tile.TQ)), arguments, warps=4, stages=2)
+    arguments = (*tensors, *_strides(q, k, v, o, do, dq), *numbers, *_sizes(q, tile.TM, tile.TN))
+    grid = (B * H, triton.cdiv(T, tile.TM))
+    return Launch(_backward_q, grid, arguments, tile.warps, tile.stages)
 
 
-def backward_kv_launch(q, k, v, ids, lse, do, delta, dk, dv, window: int) -> Launch:
-    """Launch that fills ``dk`` and ``dv``; reads the ``delta`` of :func:`backward_q_launch`.
-
-    chosen: half as many queries as keys per tile, and one stage. Two accumulators and four operands
-    live at once, so larger tiles or a second stage spill registers with some versions of Triton;
-    two blocks fit on a multiprocessor and hide each other's loads instead.
-    """
-    (B, H, T, _), G, tile = q.shape, k.shape[1], _tiles(q)
-    tile = tile._replace(TQ=tile.TQ // 2)
-    tensors = (q, k, v, ids, lse, do, delta, dk, dv)
+def backward_kv_launch(q, k, v, ids, last_query, lse, do, delta, dk, dv, window: int) -> Launch:
+    """Launch that fills ``dk`` and ``dv``; reads the ``delta`` of :func:`backward_q_launch`."""
+    (B, H, T, _), G, tile = q.shape, k.shape[1], tile_of("attention backward_kv", q)
+    tensors = (q, k, v, ids, last_query, lse, do, delta, dk, dv)
     numbers = (G, H // G, T, window, _scale(q) * LOG2_E, _scale(q))
-    arguments = (*tensors, *_strides(q, k, v, do, dk, dv), *numbers, *tile)
-    return Launch(_backward_kv, (B * G, triton.cdiv(T, tile.TS)), arguments, warps=4, stages=1)
+    arguments = (*tensors, *_strides(q, k, v, do, dk, dv), *numbers, *_sizes(q, tile.TN, tile.TM))
+    grid = (B * G, triton.cdiv(T, tile.TM))
+    return Launch(_backward_kv, grid, arguments, tile.warps, tile.stages)
 
 
-class _Tiles(NamedTuple):
+class _Sizes(NamedTuple):
     K: int
     BK: int
     TQ: int
     TS: int
     ACC: object
+    BLOCK: int
 
 
-def _tiles(q: torch.Tensor) -> _Tiles:
-    """Tile sizes: 64 x 64, halved for the wider types, whose tiles would overflow shared memory."""
-    size, K = (64 if q.element_size() <= 2 else 32), q.shape[-1]
+def _sizes(q: torch.Tensor, TQ: int, TS: int) -> _Sizes:
+    """What every kernel is told at compile time."""
+    K = q.shape[-1]
     acc = tl.float64 if q.dtype == torch.float64 else tl.float32
-    return _Tiles(K, max(16, triton.next_power_of_2(K)), size, size, acc)
+    return _Sizes(K, max(16, triton.next_power_of_2(K)), TQ, TS, acc, BLOCK)
 
 
 def _scale(q: torch.Tensor) -> float:
@@ -232,26 +288,26 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, ids, window):
+    def forward(ctx, q, k, v, ids, first_key, last_query, window):
         B, H, T, K = q.shape
         # Stored token by token, so that the caller's [B, T, H * K] view of the output is free.
         o = q.new_empty(B, T, H, K).transpose(1, 2)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         lse = torch.empty(B, H, T, dtype=wide, device=q.device)
-        forward_launch(q, k, v, ids, o, lse, window).run()
-        ctx.save_for_backward(q, k, v, ids, o, lse)
+        forward_launch(q, k, v, ids, first_key, o, lse, window).run()
+        ctx.save_for_backward(q, k, v, ids, first_key, last_query, o, lse)
         ctx.window = window
         return o
 
     @staticmethod
     def backward(ctx, do):
-        q, k, v, ids, o, lse = ctx.saved_tensors
+        q, k, v, ids, first_key, last_query, o, lse = ctx.saved_tensors
         do = _features_contiguous(do)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         delta = torch.empty_like(lse)
-        backward_q_launch(q, k, v, ids, o, lse, do, dq, delta, ctx.window).run()
-        backward_kv_launch(q, k, v, ids, lse, do, delta, dk, dv, ctx.window).run()
-        return dq, dk, dv, None, None
+        backward_q_launch(q, k, v, ids, first_key, o, lse, do, dq, delta, ctx.window).run()
+        backward_kv_launch(q, k, v, ids, last_query, lse, do, delta, dk, dv, ctx.window).run()
+        return dq, dk, dv, None, None, None, None
 
 
 def attention(
@@ -263,12 +319,16 @@ def attention(
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.window_attention`; ``window`` = T is global attention."""
     B, _, T, _ = q_BHTK.shape
+    first_key = last_query = None
     if document_ids_BT is None:
         ids = torch.zeros(B, T, dtype=torch.int32, device=q_BHTK.device)
     else:
         ids = document_ids_BT.to(torch.int32).contiguous()
+        if window >= T:  # a window ends sooner than most documents do
+            first_key, last_query = ids.new_empty(2, B, triton.cdiv(T, BLOCK))
+            extents_launch(ids, first_key, last_query).run()
     q, k, v = (_features_contiguous(x) for x in (q_BHTK, k_BGTK, v_BGTK))
-    return _Attention.apply(q, k, v, ids, min(window, T))
+    return _Attention.apply(q, k, v, ids, first_key, last_query, min(window, T))
 
 
 def _features_contiguous(x: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,11 @@ row's target stores its logit. Nothing depends on the order in which tiles run.
 Backward. The vocabulary goes by in chunks. For each one ``_gradient`` computes the tiles of z again
 and stores
 
-    dz = exp(z - lse) - onehot(target)          [N, chunk], in h's dtype
+    dz = weight (exp(z - lse) - onehot(target))          [N, chunk], in h's dtype
 
-and ``_product`` runs twice: dw of the chunk is dz^T h, complete; dh grows by dz w, in one buffer of
-fp32. Each number has one owner and a fixed order of sums, without atomics, so equal inputs give
-equal bits.
+Then dw of the chunk is dz^T h, complete and a plain product, so PyTorch's; dh grows by dz w
+(``_product``) in one buffer of fp32. Each number has one owner and a fixed order of sums, without
+atomics, so equal inputs give equal bits.
 
 chosen: dz of a chunk goes through memory. A kernel that kept it in registers would compute the
 logits once per tile of dh, D / TN = 48 times at the published size. Here they are computed twice in
@@ -29,9 +29,10 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from kexa.kernels.launch import Launch
-from kexa.kernels.tiles import ProductTiles, product_tiles
+from kexa.kernels.tiles import Tile, product_tiles, tile_of
 
 CHUNK = 64  # tiles of words per chunk
+LOGITS = "cross entropy logits"
 
 
 @triton.jit
@@ -74,7 +75,7 @@ def _forward(
 
 @triton.jit
 def _gradient(
-    h, w, targets, lse, dz,
+    h, w, targets, lse, weight, dz,
     h_n, w_v, dz_n,
     N, D, V, first,
     TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, ACC: tl.constexpr,
@@ -86,18 +87,19 @@ def _gradient(
     p = tl.exp(z - tl.load(lse + row, row < N, other=0.0)[:, None])
     target = tl.load(targets + row, row < N, other=-1)
     grad = p - ((first + word)[None, :] == target[:, None]).to(ACC)
+    grad *= tl.load(weight)
     dz_rows = dz + row.to(tl.int64)[:, None] * dz_n + word[None, :]
     tl.store(dz_rows, grad.to(dz.dtype.element_ty), (row < N)[:, None] & (word < V)[None, :])
 
 
 @triton.jit
 def _product(
-    a, b, weight, out,
-    a_m, a_k, b_k, out_m,
+    a, b, out,
+    a_m, b_k, out_m,
     M, N, K,
-    TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, ACC: tl.constexpr, ADD: tl.constexpr,
+    TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """``out = weight * a b``, or ``out += `` it; shapes [M, K], [K, N], [M, N]."""
+    """``out += a b``; shapes [M, N], [M, K], [K, N]."""
     columns = tl.cdiv(N, TN)
     m = tl.program_id(0) // columns * TM + tl.arange(0, TM)
     n = tl.program_id(0) % columns * TN + tl.arange(0, TN)
@@ -107,43 +109,42 @@ def _product(
     for start in range(0, K, TK):
         k = start + inner
         at = k.to(tl.int64)
-        x = tl.load(a_rows + at[None, :] * a_k, (m < M)[:, None] & (k < K)[None, :], other=0.0)
+        x = tl.load(a_rows + at[None, :], (m < M)[:, None] & (k < K)[None, :], other=0.0)
         y = tl.load(
             b + at[:, None] * b_k + n[None, :], (k < K)[:, None] & (n < N)[None, :], other=0.0
         )
         total += tl.dot(x, y, input_precision="ieee")
-    total *= tl.load(weight)
     inside = (m < M)[:, None] & (n < N)[None, :]
     out_rows = out + m.to(tl.int64)[:, None] * out_m + n[None, :]
-    if ADD:
-        total += tl.load(out_rows, inside, other=0.0)
+    total += tl.load(out_rows, inside, other=0.0)
     tl.store(out_rows, total.to(out.dtype.element_ty), inside)
 
 
 def forward_launch(h, w, targets, parts, chosen) -> Launch:
     """Launch that fills ``parts`` [tiles, N], log-sum-exps, and ``chosen`` [N], targets' logits."""
-    (N, D), V, tile = h.shape, len(w), product_tiles(h)
-    arguments = (h, w, targets, parts, chosen, h.stride(0), w.stride(0), N, D, V, *tile)
-    return Launch(_forward, (_count(N, V, tile),), arguments, warps=8, stages=3)
+    (N, D), V, tile = h.shape, len(w), tile_of(LOGITS, h)
+    arguments = (h, w, targets, parts, chosen, h.stride(0), w.stride(0), N, D, V)
+    arguments += product_tiles(tile, h)
+    return Launch(_forward, (_count(N, V, tile),), arguments, tile.warps, tile.stages)
 
 
-def gradient_launch(h, w, targets, lse, dz, first: int) -> Launch:
+def gradient_launch(h, w, targets, lse, weight, dz, first: int) -> Launch:
     """Launch that fills ``dz`` [N, V] of the chunk ``w``, whose first word is ``first``."""
-    (N, D), V, tile = h.shape, len(w), product_tiles(h)
+    (N, D), V, tile = h.shape, len(w), tile_of(LOGITS, h)
     strides = (h.stride(0), w.stride(0), dz.stride(0))
-    arguments = (h, w, targets, lse, dz, *strides, N, D, V, first, *tile)
-    return Launch(_gradient, (_count(N, V, tile),), arguments, warps=8, stages=3)
+    arguments = (h, w, targets, lse, weight, dz, *strides, N, D, V, first, *product_tiles(tile, h))
+    return Launch(_gradient, (_count(N, V, tile),), arguments, tile.warps, tile.stages)
 
 
-def product_launch(a, b, weight, out, add: bool) -> Launch:
-    """Launch that fills ``out = weight * a b``, or adds it to ``out``; ``weight`` is a scalar."""
-    (M, K), N, tile = a.shape, b.shape[1], product_tiles(a)
-    strides = (*a.stride(), b.stride(0), out.stride(0))
-    arguments = (a, b, weight, out, *strides, M, N, K, *tile, add)
-    return Launch(_product, (_count(M, N, tile),), arguments, warps=8, stages=3)
+def product_launch(a, b, out) -> Launch:
+    """Launch that adds ``a b`` to ``out``."""
+    (M, K), N, tile = a.shape, b.shape[1], tile_of("cross entropy product", a)
+    strides = (a.stride(0), b.stride(0), out.stride(0))
+    arguments = (a, b, out, *strides, M, N, K, *product_tiles(tile, a))
+    return Launch(_product, (_count(M, N, tile),), arguments, tile.warps, tile.stages)
 
 
-def _count(rows: int, columns: int, tile: ProductTiles) -> int:
+def _count(rows: int, columns: int, tile: Tile) -> int:
     return triton.cdiv(rows, tile.TM) * triton.cdiv(columns, tile.TN)
 
 
@@ -151,7 +152,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, w, targets):
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
-        parts = h.new_empty(triton.cdiv(len(w), product_tiles(h).TN), len(h), dtype=wide)
+        parts = h.new_empty(triton.cdiv(len(w), tile_of(LOGITS, h).TN), len(h), dtype=wide)
         chosen = h.new_empty(len(h), dtype=wide)
         forward_launch(h, w, targets, parts, chosen).run()
         lse = parts.logsumexp(0)
@@ -165,15 +166,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_h, needs_w = ctx.needs_input_grad[:2]
         dh = torch.zeros_like(h, dtype=lse.dtype) if needs_h else None
         dw = torch.empty_like(w) if needs_w else None
-        words = CHUNK * product_tiles(h).TN
+        words = CHUNK * tile_of(LOGITS, h).TN
         for first in range(0, len(w), words):
             chunk = slice(first, first + words)
             dz = h.new_empty(len(h), len(w[chunk]))
-            gradient_launch(h, w[chunk], targets, lse, dz, first).run()
+            gradient_launch(h, w[chunk], targets, lse, weight, dz, first).run()
             if needs_h:
-                product_launch(dz, w[chunk], weight, dh, add=True).run()
+                product_launch(dz, w[chunk], dh).run()
             if needs_w:
-                product_launch(dz.T, h, weight, dw[chunk], add=False).run()
+                torch.mm(dz.T, h, out=dw[chunk])
         return (dh.to(h.dtype) if needs_h else None), dw, None
 
 

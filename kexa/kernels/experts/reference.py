@@ -12,16 +12,47 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kexa.kernels.glu import swiglu
 from kexa.kernels.routing import Routing
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of tokens to sorted rows of pairs. Backward a sum: indexing's would add atomically."""
+
+    @staticmethod
+    def forward(ctx, x_ND, order_P, inverse_P, top_k):
+        ctx.save_for_backward(inverse_P)
+        ctx.pairs = len(x_ND), top_k
+        return x_ND.index_select(0, order_P // top_k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_PD):
+        d_NKD = d_PD.index_select(0, *ctx.saved_tensors).unflatten(0, ctx.pairs)
+        return d_NKD.sum(1), None, None, None
+
+
+class _Return(torch.autograd.Function):
+    """Sorted rows of pairs to pairs in their own order; the backward pass sorts them again."""
+
+    @staticmethod
+    def forward(ctx, rows_PD, order_P, inverse_P):
+        ctx.save_for_backward(order_P)
+        return rows_PD.index_select(0, inverse_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_PD):
+        return d_PD.index_select(0, *ctx.saved_tensors), None, None
 
 
 def expert_up(
     x_ND: torch.Tensor, w_EGD: torch.Tensor, routing: Routing, product: Callable
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_up`."""
-    pairs_PD = x_ND.index_select(0, routing.order_P // routing.chosen_NK.shape[1])
+    pairs_PD = _Gather.apply(x_ND, routing.order_P, routing.inverse_P, routing.chosen_NK.shape[1])
     gate_PF, up_PF = product(pairs_PD, w_EGD, routing.offsets_E).chunk(2, dim=-1)
     return swiglu(gate_PF, up_PF)
 
@@ -31,5 +62,7 @@ def expert_down(
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_down`."""
     out_PD = product(h_PF, w_EDF, routing.offsets_E)
-    out_NKD = out_PD.index_select(0, routing.inverse_P).unflatten(0, routing.gates_NK.shape)
+    out_NKD = _Return.apply(out_PD, routing.order_P, routing.inverse_P).unflatten(
+        0, routing.gates_NK.shape
+    )
     return (routing.gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)

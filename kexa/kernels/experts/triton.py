@@ -55,7 +55,7 @@ from kexa.kernels.glu.triton import backward_launch as swiglu_backward_launch
 from kexa.kernels.grouped.triton import find_tile
 from kexa.kernels.launch import Launch
 from kexa.kernels.routing import Routing
-from kexa.kernels.tiles import product_tiles
+from kexa.kernels.tiles import product_tiles, tile_of
 
 
 @triton.jit
@@ -202,11 +202,11 @@ def _weights(
 
 def up_launch(x, w, order, offsets, gate_up, h, top_k: int) -> Launch:
     """Launch that fills ``h [P, F]`` and, unless it is None, ``gate_up [P, 2F]``."""
-    (P, F), E, D, tile = h.shape, len(w), x.shape[1], product_tiles(x)
-    half = tile._replace(TN=tile.TN // 2)  # the gate's columns and as many of up
+    (P, F), E, D, tile = h.shape, len(w), x.shape[1], tile_of("experts up", x)
     sizes = (w.stride(0), E, F, D, top_k, triton.next_power_of_2(E))
-    arguments = (x, *w.chunk(2, dim=1), order, offsets, gate_up, h, *sizes, *half)
-    return Launch(_up, (_count(P, E, F, half),), arguments, warps=8, stages=3)
+    arguments = (x, *w.chunk(2, dim=1), order, offsets, gate_up, h, *sizes)
+    arguments += product_tiles(tile, x)
+    return Launch(_up, (_count(P, E, F, tile),), arguments, tile.warps, tile.stages)
 
 
 def scatter_launch(rows, w, gates, order, offsets, pairs, transpose: bool) -> Launch:
@@ -214,21 +214,22 @@ def scatter_launch(rows, w, gates, order, offsets, pairs, transpose: bool) -> La
 
     Row p goes to ``order[p]``, times its gate unless ``gates`` is None.
     """
-    (E, out, inner), tile = w.shape, product_tiles(rows)
+    (E, out, inner), tile = w.shape, tile_of("experts scatter", rows)
     w_e, w_out, w_in = w.stride()
     if transpose:
         out, inner, w_out, w_in = inner, out, w_in, w_out
     sizes = (w_e, w_out, w_in, E, out, inner, triton.next_power_of_2(E))
-    arguments = (rows, w, gates, order, offsets, pairs, *sizes, *tile)
-    return Launch(_scatter, (_count(len(rows), E, out, tile),), arguments, warps=8, stages=3)
+    arguments = (rows, w, gates, order, offsets, pairs, *sizes, *product_tiles(tile, rows))
+    grid = (_count(len(rows), E, out, tile),)
+    return Launch(_scatter, grid, arguments, tile.warps, tile.stages)
 
 
 def back_launch(dy, w, h, gates, order, offsets, dh, parts) -> Launch:
     """Launch that fills ``dh [P, F]`` and ``parts [tiles of F, P]``, gradients of the gates."""
-    (P, F), E, D, tile = h.shape, len(w), dy.shape[1], product_tiles(dy)
+    (P, F), E, D, tile = h.shape, len(w), dy.shape[1], tile_of("experts back", dy)
     sizes = (w.stride(0), E, F, D, gates.shape[1], P, triton.next_power_of_2(E))
-    arguments = (dy, w, h, gates, order, offsets, dh, parts, *sizes, *tile)
-    return Launch(_back, (_count(P, E, F, tile),), arguments, warps=8, stages=3)
+    arguments = (dy, w, h, gates, order, offsets, dh, parts, *sizes, *product_tiles(tile, dy))
+    return Launch(_back, (_count(P, E, F, tile),), arguments, tile.warps, tile.stages)
 
 
 def weights_launch(rows, tokens, gates, order, offsets, dw, top_k: int, transpose: bool) -> Launch:
@@ -236,13 +237,14 @@ def weights_launch(rows, tokens, gates, order, offsets, dw, top_k: int, transpos
 
     ``rows [P, R]`` are weighed by ``gates`` unless that is None; ``tokens [N, T]`` are gathered.
     """
-    R, T, tile = rows.shape[1], tokens.shape[1], product_tiles(rows)
+    R, T, tile = rows.shape[1], tokens.shape[1], tile_of("experts weights", rows)
     dw_e, dw_r, dw_t = dw.stride()
     if transpose:
         dw_r, dw_t = dw_t, dw_r
-    arguments = (rows, tokens, gates, order, offsets, dw, dw_e, dw_r, dw_t, R, T, top_k, *tile)
+    arguments = (rows, tokens, gates, order, offsets, dw, dw_e, dw_r, dw_t, R, T, top_k)
+    arguments += product_tiles(tile, rows)
     tiles = triton.cdiv(R, tile.TM) * triton.cdiv(T, tile.TN)
-    return Launch(_weights, (tiles, len(dw)), arguments, warps=8, stages=3)
+    return Launch(_weights, (tiles, len(dw)), arguments, tile.warps, tile.stages)
 
 
 def _count(P: int, E: int, out: int, tile) -> int:
@@ -302,7 +304,7 @@ class _ExpertDown(torch.autograd.Function):
         if needs_h or needs_gates:
             wide = torch.float64 if h.dtype == torch.float64 else torch.float32
             dh = torch.empty_like(h)
-            tiles = triton.cdiv(h.shape[1], product_tiles(h).TN)
+            tiles = triton.cdiv(h.shape[1], tile_of("experts back", h).TN)
             parts = h.new_empty(tiles, len(h), dtype=wide)
             back_launch(dy, w, h, gates, order, offsets, dh, parts).run()
             dgates = parts.sum(0).to(gates.dtype).view_as(gates)

@@ -96,7 +96,7 @@ def quantize_blocks(w_EFD: Tensor) -> Scaled:
 
 def transposed(w: Scaled) -> Scaled:
     """The codes of every block, transposed: exact, because a block's scale belongs to all of it."""
-    return Scaled(w.codes.mT.contiguous(), w.scales.mT.contiguous())
+    return Scaled(*_implementation(w.scales).transposed(*w))
 
 
 def scaled_gemm(

@@ -41,6 +41,11 @@ def quantize_blocks(w_EFD: Tensor) -> tuple[Tensor, Tensor]:
     return _quantize(w_EFD, TILE)
 
 
+def transposed(codes_EFD: Tensor, scales_EBC: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`kexa.kernels.transposed`."""
+    return codes_EFD.mT.contiguous(), scales_EBC.mT.contiguous()
+
+
 def scaled_gemm(
     x: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor], offsets_E: Tensor, dtype: torch.dtype
 ) -> Tensor:

@@ -32,8 +32,10 @@ from kexa.kernels.fp8.emulated import E4M3_MAX, SMALLEST_AMAX, SMALLEST_NORMAL, 
 from kexa.kernels.fp8.reference import tiles_bound
 from kexa.kernels.grouped.triton import find_tile
 from kexa.kernels.launch import Launch
+from kexa.kernels.tiles import tile_of
 
 ROWS = 32  # rows of 128, or columns of 128 tokens, that one program quantises
+TURNED = 64  # rows and columns that one program transposes
 
 _TILE = tl.constexpr(TILE)
 _MAX = tl.constexpr(E4M3_MAX)
@@ -98,6 +100,19 @@ def _quantize_blocks(w, codes, scales, w_e, w_f, F, D):
     code = _encode(values, tl.broadcast_to(scale, [_TILE, _TILE]))
     tl.store(codes + e * F * D + at * D + d[None, :], code, inside)
     tl.store(scales + (e * tl.num_programs(1) + b) * tl.num_programs(2) + c, scale)
+
+
+@triton.jit
+def _transpose(w, turned, F, D, TR: tl.constexpr):
+    """A square of TR by TR codes of one expert."""
+    e = tl.program_id(0).to(tl.int64) * F * D
+    i = tl.arange(0, TR)
+    f, d = tl.program_id(1) * TR + i, tl.program_id(2) * TR + i
+    inside = (f < F)[:, None] & (d < D)[None, :]
+    codes = tl.load(w + e + f.to(tl.int64)[:, None] * D + d[None, :], inside, other=0)
+    tl.store(
+        turned + e + d.to(tl.int64)[:, None] * F + f[None, :], tl.trans(codes), tl.trans(inside)
+    )
 
 
 @triton.jit
@@ -181,20 +196,30 @@ def blocks_launch(w, codes, scales) -> Launch:
     return Launch(_quantize_blocks, tuple(scales.shape), arguments, 8, 1)
 
 
+def transpose_launch(codes, turned) -> Launch:
+    """Launch that fills ``turned`` [E, D, F] with the codes [E, F, D], both seen as bytes."""
+    E, F, D = codes.shape
+    grid = (E, triton.cdiv(F, TURNED), triton.cdiv(D, TURNED))
+    return Launch(_transpose, grid, (codes, turned, F, D, TURNED), 4, 1)
+
+
 def gemm_launch(x, w, offsets, y) -> Launch:
     """Launch that fills ``y`` from the codes and scales of ``x`` and ``w``."""
-    (N, _), (E, out, inner) = x[0].shape, w[0].shape
-    arguments = (*x, *w, offsets, y, N, E, out, inner, triton.next_power_of_2(E), TILE, TILE, TILE)
-    tiles = tiles_bound(N, E) * triton.cdiv(out, TILE) if N else 0
-    return Launch(_gemm, (tiles,), arguments, warps=8, stages=3)
+    (N, _), (E, out, inner), tile = x[0].shape, w[0].shape, tile_of("fp8 gemm", x[0])
+    arguments = (*x, *w, offsets, y, N, E, out, inner, triton.next_power_of_2(E))
+    arguments += (tile.TM, TILE, TILE)
+    tiles = (N // tile.TM + E) * triton.cdiv(out, TILE) if N else 0
+    return Launch(_gemm, (tiles,), arguments, tile.warps, tile.stages)
 
 
 def weight_gemm_launch(dy, x, offsets, dw) -> Launch:
     """Launch that fills ``dw`` from the codes and scales of ``dy`` and ``x``."""
     E, F, D = dw.shape
-    P = x[0].shape[1]
-    arguments = (*dy, *x, offsets, dw, P, E, F, D, triton.next_power_of_2(E), TILE, TILE, TILE)
-    return Launch(_weight_gemm, (triton.cdiv(F, TILE) * triton.cdiv(D, TILE), E), arguments, 8, 3)
+    P, tile = x[0].shape[1], tile_of("fp8 weight gemm", x[0])
+    arguments = (*dy, *x, offsets, dw, P, E, F, D, triton.next_power_of_2(E))
+    arguments += (tile.TM, tile.TN, TILE)
+    tiles = triton.cdiv(F, tile.TM) * triton.cdiv(D, tile.TN)
+    return Launch(_weight_gemm, (tiles, E), arguments, tile.warps, tile.stages)
 
 
 def quantize_rows(x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,6 +249,15 @@ def quantize_blocks(w_EFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     codes, scales = _empty(w, w.shape, (E, triton.cdiv(F, TILE), triton.cdiv(D, TILE)))
     blocks_launch(w, codes, scales).run()
     return codes, scales
+
+
+def transposed(codes_EFD: torch.Tensor, scales_EBC: torch.Tensor) -> tuple:
+    """See :func:`kexa.kernels.transposed`."""
+    E, F, D = codes_EFD.shape
+    bytes_EFD = codes_EFD.contiguous().view(torch.uint8)
+    turned = bytes_EFD.new_empty(E, D, F)
+    transpose_launch(bytes_EFD, turned).run()
+    return turned.view(codes_EFD.dtype), scales_EBC.mT.contiguous()
 
 
 def scaled_gemm(x, w, offsets_E: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from kexa.kernels.launch import Launch
-from kexa.kernels.tiles import product_tiles
+from kexa.kernels.tiles import product_tiles, tile_of
 
 
 @triton.jit
@@ -105,23 +105,24 @@ def _weights(
 
 def rows_launch(x, w, offsets, y, transpose: bool) -> Launch:
     """Launch that fills ``y = x w[e]^T``, or ``y = x w[e]`` if ``transpose`` (rows' gradient)."""
-    N, (E, out, inner), tile = len(x), w.shape, product_tiles(x)
+    N, (E, out, inner), tile = len(x), w.shape, tile_of("grouped rows", x)
     w_e, w_out, w_in = w.stride()
     if transpose:
         out, inner, w_out, w_in = inner, out, w_in, w_out
     strides = (x.stride(0), w_e, w_out, w_in, y.stride(0))
-    arguments = (x, w, offsets, y, *strides, E, out, inner, triton.next_power_of_2(E), *tile)
+    arguments = (x, w, offsets, y, *strides, E, out, inner, triton.next_power_of_2(E))
+    arguments += product_tiles(tile, x)
     tiles = (N // tile.TM + E) * triton.cdiv(out, tile.TN) if N else 0
-    return Launch(_rows, (tiles,), arguments, warps=8, stages=3)
+    return Launch(_rows, (tiles,), arguments, tile.warps, tile.stages)
 
 
 def weights_launch(dy, x, offsets, dw) -> Launch:
     """Launch that fills ``dw[e] = dy^T x`` over the rows of each expert."""
-    (E, F, D), tile = dw.shape, product_tiles(x)
+    (E, F, D), tile = dw.shape, tile_of("grouped weights", x)
     strides = (dy.stride(0), x.stride(0), dw.stride(0), dw.stride(1))
-    arguments = (dy, x, offsets, dw, *strides, F, D, *tile)
+    arguments = (dy, x, offsets, dw, *strides, F, D, *product_tiles(tile, x))
     tiles = triton.cdiv(F, tile.TM) * triton.cdiv(D, tile.TN)
-    return Launch(_weights, (tiles, E), arguments, warps=8, stages=3)
+    return Launch(_weights, (tiles, E), arguments, tile.warps, tile.stages)
 
 
 class _GroupedGemm(torch.autograd.Function):
