@@ -523,7 +523,7 @@ else:
     print("Triton has no build for this system: its kernels are not checked here")
 
 # %% [markdown]
-# Whether they would be fast cannot be seen without the chip. What can be seen is whether they
+# Whether they are fast cannot be seen without the chip. What can be seen is whether they
 # compile to what is fast there: the tensor-core instruction of each chip in every matrix product
 # (norm, SwiGLU, routing, rounding to FP8 and adding the parts of a long decode have none), no
 # spilled registers, shared memory within its 227 KiB. This table is committed, and a test compiles
@@ -543,6 +543,57 @@ for row in compiled["rows"]:
 # Registers are per thread (255 at most), tensor-core counts are instructions in the program text.
 # `backward_kv` is the tight one: two accumulators and four operands live at once, so its tiles are
 # smaller and it runs with a single pipeline stage.
+#
+# ## Kernels: then measure
+#
+# `python -m benchmarks` times each operation, forward and backward, against other ways to compute
+# it, after its check has passed on that device. The files it leaves are committed; these are the
+# published shapes on one GPU, and small ones on two CPU cores.
+
+# %%
+measured = {
+    name: json.loads((ROOT / f"benchmarks/results/{folder}/kernels.json").read_text("utf-8"))
+    for name, folder in {"an H200": "nvidia-h200", "two cores": "cpu-x86-64-2-cores"}.items()
+}
+sizes = {
+    "window attention": "T",
+    "decode attention": "S",
+    "RMSNorm": "D",
+    "grouped GEMM": "E",
+    "linear cross-entropy": "V",
+    "routing": "E",
+}
+bound = "dense product of equal FLOPs"  # one expert's worth of overhead: no rival
+figure, axes = plot.panels(len(measured), width=6.2, height=4.6)
+for ax, (device, found) in zip(axes, measured.items(), strict=True):
+    ratios = {}
+    for row in found["rows"]:
+        rivals = {name: ratio for name, ratio in row["ratio"].items() if name != bound}
+        strongest = min(rivals, key=lambda name: rivals[name]["median"])
+        ratio, key = rivals[strongest], sizes.get(row["operation"])
+        label = row["operation"] + (f" {key}={row['shape'][key]}" if key in row["shape"] else "")
+        print(f"{device:10s} {label:32s} {ratio['median']:6.2f}  {strongest}")
+        ratios[label] = (ratio["median"], ratio["low"], ratio["high"])
+    ahead = sum(low > 1 for _, low, _ in ratios.values())
+    plot.bars(
+        {name: median for name, (median, _, _) in ratios.items()},
+        f"On {device} the kernels beat the best alternative\nin {ahead} of {len(ratios)} cases",
+        "time of the best alternative over ours",
+        intervals={name: (low, high) for name, (_, low, high) in ratios.items()},
+        baseline={"equal": 1.0},
+        ax=ax,
+    )
+    ax.set_yscale("log")
+run.figure(figure, "benchmarks", caption="Kernels against the best alternative, fwd and bwd.")
+
+# %% [markdown]
+# Read a bar as a ratio of times: at 2 the best alternative takes twice as long, below 1 it is
+# faster than ours. Whiskers are the middle 80% of interleaved rounds. "Best" is the strongest
+# rival of each case, printed above: FlexAttention and masked SDPA for attention, PyTorch's grouped
+# and FP8 products, Liger's norm, SwiGLU and loss, cuBLAS through a plain product. The alternatives
+# that people start from (a dense mask for a window, a loop over experts) are in the table beside
+# the file and lose by far more. Below 1 on the GPU are products that cuBLAS writes by hand for the
+# chip, and the loss, which computes its logits twice so as not to store 1.2 GB of them.
 #
 # ## At full scale
 #

@@ -37,19 +37,19 @@ class ProductTiles(NamedTuple):
 
 
 TABLE = {
-    "attention forward": Tile(64, 64, 0, 4, 2),
+    "attention forward": Tile(64, 64, 0, 4, 3),
     "attention backward_q": Tile(64, 64, 0, 4, 2),
-    "attention backward_kv": Tile(64, 32, 0, 4, 1),
-    "grouped rows": Tile(128, 128, 64, 8, 3),
-    "grouped weights": Tile(128, 128, 64, 8, 3),
-    "experts up": Tile(128, 64, 64, 8, 3),  # as many columns of gate, and of up
-    "experts scatter": Tile(128, 128, 64, 8, 3),
-    "experts back": Tile(128, 128, 64, 8, 3),
-    "experts weights": Tile(128, 128, 64, 8, 3),
+    "attention backward_kv": Tile(64, 64, 0, 4, 1),
+    "grouped rows": Tile(128, 256, 64, 8, 4),
+    "grouped weights": Tile(128, 128, 64, 4, 3),
+    "experts up": Tile(128, 128, 64, 8, 3),  # as many columns of gate, and of up
+    "experts scatter": Tile(128, 256, 64, 8, 4),
+    "experts back": Tile(128, 128, 64, 8, 4),
+    "experts weights": Tile(128, 128, 64, 8, 4),
     "cross entropy logits": Tile(128, 128, 64, 8, 3),
-    "cross entropy product": Tile(128, 128, 64, 8, 3),
-    "fp8 gemm": Tile(128, 128, 128, 8, 3),  # TN and TK are the format's: a scale each
-    "fp8 weight gemm": Tile(128, 128, 128, 8, 3),
+    "cross entropy product": Tile(128, 256, 64, 8, 4),
+    "fp8 gemm": Tile(64, 128, 128, 4, 3),  # TN and TK are the blocks of a weight
+    "fp8 weight gemm": Tile(128, 64, 128, 4, 4),  # TK is the tile of tokens
 }
 WIDE = {
     "attention forward": Tile(32, 32, 0, 4, 2),
