@@ -48,6 +48,7 @@ FP32 = 1e-5
 
 
 def attention_check(op: Callable, case: str) -> None:
+    sys.modules[op.__module__].BLOCK = 16  # two extents to a tile
     checks.check_attention(op, attention_reference.attention, case, torch.float32, FP32)
 
 

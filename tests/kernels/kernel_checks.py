@@ -26,7 +26,8 @@ ATTENTION_CASES = {
     "window over two tiles": (1, 100, 2, 1, 16, 70, True),
     "one token past a tile": (1, 257, 2, 1, 16, 33, True),
     "global": (1, 100, 3, 1, 16, 100, False),
-    "global, packed": (2, 130, 2, 1, 16, 130, True),
+    "global, packed": (1, 130, 2, 1, 16, 130, True),
+    "global, rows cut elsewhere": (2, 130, 2, 1, 16, 130, "elsewhere"),
     "global, documents that come back": (2, 100, 2, 1, 16, 100, "again"),
 }
 
@@ -75,6 +76,8 @@ def attention_inputs(case: str, dtype: torch.dtype):
     ids = None
     if documents == "again":  # runs of nine tokens, each of any document
         ids = torch.randint(-1, 4, (B, T), generator=generator)[:, torch.arange(T) // 9]
+    elif documents == "elsewhere":
+        ids = (torch.arange(T) >= torch.tensor([[T // 2 + 5], [10]])).long()
     elif documents:
         ids = torch.randint(-1, 4, (B, T), generator=generator).sort(1).values
     d_out = torch.randn(B, H, T, K, dtype=torch.float64, generator=generator).to(dtype)

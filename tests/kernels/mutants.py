@@ -168,7 +168,7 @@ FAULTS = {
             "total += tl.dot(a, b) * s[:, None]\n",
             "total = tl.dot(a, b) * s[:, None]\n",
         ),
-        "grid one tile short": ("tiles_bound(N, E) *", "(tiles_bound(N, E) - 1) *"),
+        "grid one tile short": ("(N // tile.TM + E)", "(N // tile.TM + E - 1)"),
     },
     "fp8 weight gemm": {
         "last tile dropped": ("range(start, stop)", "range(start, stop - 1)"),
@@ -192,8 +192,8 @@ FAULTS = {
         "target not subtracted": ("grad = p - ", "grad = p + 0 * "),
         "weight of the loss ignored": ("grad *= tl.load(weight)", "grad *= 1.0"),
         "dh of the last chunk only": (
-            "total += tl.load(out_rows, inside, other=0.0)",
-            "total += 0.0",
+            'tl.atomic_add(corner + at_tile, total, inside, sem="relaxed")',
+            "tl.store(corner + at_tile, total, inside)",
         ),
         "swapped tile": ("tl.program_id(0) % columns * TN", "tl.program_id(0) // columns * TN"),
         "inner tail of the products dropped": ("range(0, K, TK)", "range(0, K - TK + 1, TK)"),

@@ -10,8 +10,9 @@ and stores
     dz = weight (exp(z - lse) - onehot(target))          [N, chunk], in h's dtype
 
 Then dw of the chunk is dz^T h, complete and a plain product, so PyTorch's; dh grows by dz w
-(``_product``) in one buffer of fp32. Each number has one owner and a fixed order of sums, without
-atomics, so equal inputs give equal bits.
+(``_product``) in one buffer of fp32. Each number has one owner per chunk and chunks run in order,
+so equal inputs give equal bits. That owner adds by an atomic instruction all the same: it adds in
+memory, where loading the old values would spill registers of the largest tile.
 
 chosen: dz of a chunk goes through memory. A kernel that kept it in registers would compute the
 logits once per tile of dh, D / TN = 48 times at the published size. Here they are computed twice in
@@ -101,9 +102,9 @@ def _product(
 ):  # fmt: skip
     """``out += a b``; shapes [M, N], [M, K], [K, N]."""
     columns = tl.cdiv(N, TN)
-    m = tl.program_id(0) // columns * TM + tl.arange(0, TM)
-    n = tl.program_id(0) % columns * TN + tl.arange(0, TN)
-    inner = tl.arange(0, TK)
+    first_m, first_n = tl.program_id(0) // columns * TM, tl.program_id(0) % columns * TN
+    i, j, inner = tl.arange(0, TM), tl.arange(0, TN), tl.arange(0, TK)
+    m, n = first_m + i, first_n + j
     a_rows = a + m.to(tl.int64)[:, None] * a_m
     total = tl.zeros([TM, TN], ACC)
     for start in range(0, K, TK):
@@ -114,10 +115,10 @@ def _product(
             b + at[:, None] * b_k + n[None, :], (k < K)[:, None] & (n < N)[None, :], other=0.0
         )
         total += tl.dot(x, y, input_precision="ieee")
+    corner = out + first_m.to(tl.int64) * out_m + first_n
     inside = (m < M)[:, None] & (n < N)[None, :]
-    out_rows = out + m.to(tl.int64)[:, None] * out_m + n[None, :]
-    total += tl.load(out_rows, inside, other=0.0)
-    tl.store(out_rows, total.to(out.dtype.element_ty), inside)
+    at_tile = i[:, None] * out_m + j[None, :]
+    tl.atomic_add(corner + at_tile, total, inside, sem="relaxed")
 
 
 def forward_launch(h, w, targets, parts, chosen) -> Launch:
