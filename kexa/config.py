@@ -132,6 +132,7 @@ class RuntimeConfig:
 
     threads: int
     device: str  # "auto", "cpu" or "cuda"
+    tensorboard: bool  # what is logged also goes to runs/<profile>/NN_name/tensorboard
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,10 @@ class PretrainConfig:
     mtp_weight: float  # reported: 0.05
     balance_weight: float  # reported: 1e-4
     balance_step: float  # reported: 1e-4 per optimizer step
-    numerics: str  # "fp8", "bf16" or "fp32"
+    z_loss: float  # not reported; 0 is off
+    numerics: str  # "fp8", "fp8-rowwise", "fp8-tensorwise", "bf16" or "fp32"
     checkpoint_every: int  # optimizer steps
+    metrics_every: int  # optimizer steps between measurements that cost time; 0 is never
     validation_rows: int  # held-out sequences per category
 
 
@@ -234,7 +237,7 @@ class AblationConfig:
     sequence_length: int
     validation_rows: int  # held-out sequences per category
     learning_rate: float
-    numerics: str  # "fp8", "bf16" or "fp32"
+    numerics: str  # "fp8", "fp8-rowwise", "fp8-tensorwise", "bf16" or "fp32"
     model: dict[str, int]  # keys of [model] that differ here: ablations run on a smaller model
 
 
@@ -264,7 +267,7 @@ class ExtensionConfig:
     mtp_weight: float
     balance_weight: float
     balance_step: float
-    numerics: str  # "fp8", "bf16" or "fp32"
+    numerics: str  # "fp8", "fp8-rowwise", "fp8-tensorwise", "bf16" or "fp32"
     checkpoint_every: int  # optimizer steps
     probe_lengths: tuple[int, ...]  # tokens of prompt and answer together
     probe_depths: tuple[float, ...]  # 0 is the beginning, 1 the end

@@ -37,15 +37,22 @@ class Linear(nn.Linear):
 class Head(Linear):
     """The vocabulary's linear map: ``matmul`` gives logits, ``cross_entropy`` their loss at once.
 
-    ``cross_entropy(h_ND, w_VD, targets_N)`` defaults to
-    :func:`kexa.kernels.linear_cross_entropy`.
+    ``cross_entropy`` defaults to :func:`kexa.kernels.linear_cross_entropy`; a replacement takes the
+    same arguments.
     """
 
     cross_entropy = staticmethod(linear_cross_entropy)
 
-    def loss(self, h_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Summed cross-entropy of the targets, in nats."""
-        return self.cross_entropy(h_ND, self.weight, targets_N)
+    def loss(
+        self,
+        h_ND: Tensor,
+        targets_N: Tensor,
+        z_loss: float = 0.0,
+        penalties: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Summed cross-entropy of the targets in nats, plus ``z_loss`` times their summed squared
+        log-normalisers; a list given as ``penalties`` receives the latter, weighted."""
+        return self.cross_entropy(h_ND, self.weight, targets_N, z_loss, penalties)
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,8 @@ What training minimises is
     total = next_token + mtp_weight * mtp + balance_weight * balance
 
 with mean cross-entropies in nats over the counted targets and ``balance`` summed over the sparse
-layers. Documents packed into one row never see each other and nothing is predicted across a
+layers. A z-loss, not reported and off, adds z_loss * (z + mtp_weight * z_mtp), z the mean squared
+log-normaliser of the logits. Documents packed into one row never see each other and nothing is predicted across a
 boundary; a negative document id marks padding. Initial values (inferred from
 ``initializer_range``): every matrix, router and embedding normal with that deviation, norms one,
 correction bias zero.
@@ -177,6 +178,7 @@ class KexaForCausalLM(nn.Module):
         loss_mask_BT: Tensor | None = None,
         mtp_weight: float = 0.05,
         balance_weight: float = 1e-4,
+        z_loss: float = 0.0,
     ) -> Loss:
         """Training loss of a batch, in nats per counted target.
 
@@ -187,6 +189,8 @@ class KexaForCausalLM(nn.Module):
             mtp_weight: reported 0.05. At 0, or without an MTP block, ``mtp`` is not computed
                 and zero.
             balance_weight: reported 1e-4.
+            z_loss: weight of the squared log-normaliser of the logits, of the MTP block's too. It
+                is part of ``total``; the value of ``next_token`` and ``mtp`` stays cross-entropy.
 
         Raises:
             ValueError: as :meth:`forward`.
@@ -194,20 +198,19 @@ class KexaForCausalLM(nn.Module):
         self._check(input_ids_BT, document_ids_BT, None)
         balances: list[Tensor] = []
         hidden_BTD = self.decode(input_ids_BT, document_ids_BT, balance=balances)
-        next_token = self._cross_entropy(
-            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1
+        next_token, penalty = self._cross_entropy(
+            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 1, z_loss
         )
-        mtp = next_token.new_zeros(())
+        mtp = mtp_penalty = next_token.new_zeros(())
         balance = sum(balances, start=mtp)
         if self.mtp is not None and mtp_weight and input_ids_BT.shape[1] > 1:
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
-            mtp = self._cross_entropy(
-                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=2
+            mtp, mtp_penalty = self._cross_entropy(
+                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 2, z_loss
             )
-        return Loss(
-            next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance
-        )
+        total = next_token + mtp_weight * mtp + balance_weight * balance
+        return Loss(total, next_token - penalty, mtp - mtp_penalty, balance)
 
     def expert_load(self) -> Tensor:
         """Tokens per expert [L, E] counted in training forwards since the last bias update."""
@@ -252,8 +255,12 @@ class KexaForCausalLM(nn.Module):
         document_ids_BT: Tensor | None,
         loss_mask_BT: Tensor | None,
         ahead: int,
-    ) -> Tensor:
-        """Mean of -log p(token at t + ahead | hidden state at t) within t's document."""
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean of -log p(token at t + ahead | hidden state at t) within t's document.
+
+        The z-loss is part of it, and comes once more on its own, without gradient.
+        """
         targets_BT = input_ids_BT[:, ahead:]
         length = targets_BT.shape[1]
         counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
@@ -268,7 +275,10 @@ class KexaForCausalLM(nn.Module):
                 counted_BT = counted_BT & same_BT[:, i : i + length]
         # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
-        return self.lm_head.loss(hidden_ND, targets_N) / max(1, len(targets_N))
+        penalties: list[Tensor] = []
+        loss = self.lm_head.loss(hidden_ND, targets_N, z_loss, penalties)
+        count = max(1, len(targets_N))
+        return loss / count, penalties[0] / count
 
     def _check(
         self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None

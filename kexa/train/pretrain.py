@@ -193,6 +193,7 @@ def training_loss(
         batch["document_ids"],
         mtp_weight=config.mtp_weight,
         balance_weight=config.balance_weight,
+        z_loss=config.z_loss,
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kexa.kernels import fp8
 from kexa.kernels.fp8 import reference
-from kexa.kernels.fp8.emulated import TILE, quantize, quantize_ragged, round_e4m3_
+from kexa.kernels.fp8.emulated import TILE, quantize, quantize_ragged, round_e4m3_, scale_of
 from tests.kernels import fp8_checks as checks
 
 
@@ -24,6 +24,49 @@ def test_every_code_is_a_fixed_point_and_equals_torch():
     assert torch.equal(codes.isnan(), ~finite)
     assert torch.equal(codes[finite], ours[finite])
     assert torch.equal(round_e4m3_(codes[finite].clone()), codes[finite])
+
+
+def test_encoding_gives_every_code_back_and_equals_the_cast():
+    values = np.array([checks.decode(code) for code in range(256)], np.float32)
+    finite = ~np.isnan(values)
+    expected = np.arange(256, dtype=np.uint8)
+    expected[0x80] = 0  # a zero has no sign
+    np.testing.assert_array_equal(checks.nearest_code(values[finite]), expected[finite])
+    ours = round_e4m3_(torch.from_numpy(values.copy())).to(torch.float8_e4m3fn).view(torch.uint8)
+    np.testing.assert_array_equal(ours.numpy()[finite], expected[finite])
+    assert set(ours.numpy()[~finite].tolist()) <= {0x7F, 0xFF}  # NaN stays NaN
+    cast = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(cast[finite & (values != 0)], expected[finite & (values != 0)])
+
+
+def test_subnormals_and_what_lies_below_them():
+    step = 2.0**-9
+    x = torch.tensor([0.5, 0.5000001, 1.5, 2.5, 6.5, 7.5, 8.5]) * step
+    expected = torch.tensor([0.0, 1.0, 2.0, 2.0, 6.0, 8.0, 8.0]) * step
+    for sign in (1, -1):
+        assert torch.equal(round_e4m3_(sign * x), sign * expected)
+        assert torch.equal((sign * x).to(torch.float8_e4m3fn).float(), sign * expected)
+    assert not round_e4m3_(torch.tensor([-0.0, -0.4 * step])).signbit().any()
+
+
+def test_the_largest_of_a_tile_lands_on_448_and_never_above():
+    generator = torch.Generator().manual_seed(0)
+    amax = torch.rand(100_000, 1, generator=generator).mul(60).sub(13).exp2()  # above the clamp
+    scale = scale_of(amax)
+    scaled = amax / scale
+    assert ((scaled - 448).abs() <= 448 * 2.0**-23).all()  # the division may round upwards
+    assert (round_e4m3_(scaled.clone()) == 448).all()
+    assert torch.equal(quantize(amax, 1, 1), (448 * scale))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_is_none_spoils_its_tile_and_no_other(bad):
+    x = checks.wide(2, 256)
+    clean = quantize(x, 1, 128)
+    x[0, 3] = bad
+    rounded = quantize(x, 1, 128)
+    assert rounded[0, 3].isnan()
+    assert torch.equal(rounded[0, 128:], clean[0, 128:]) and torch.equal(rounded[1], clean[1])
 
 
 def test_midpoints_go_to_the_even_code_and_neighbours_to_the_nearest():

@@ -3,6 +3,7 @@
 Legend: N tokens, D inputs, F outputs, E experts.
 """
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,15 @@ from kexa.train.fp8 import (
     bf16_matmul,
     fp8_grouped_gemm,
     fp8_matmul,
+    fp8_operands,
     round_bf16,
+    rowwise_grouped_gemm,
+    rowwise_matmul,
+    tensorwise_grouped_gemm,
+    tensorwise_matmul,
 )
 from tests.kernels.fp8_checks import wide
+from tests.train import fp8_oracle
 from tests.train.conftest import batch_at, loss_fn
 
 
@@ -57,6 +64,85 @@ def test_grouped_product_is_the_product_of_each_expert(product):
         reference.backward(dy_e)
         for got, expected in [(y_e, reference), (dx_e, a.grad), (w.grad[e], b.grad)]:
             torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-6)
+
+
+PRODUCTS = {
+    "fp8": (fp8_matmul, fp8_grouped_gemm),
+    "fp8-rowwise": (rowwise_matmul, rowwise_grouped_gemm),
+    "fp8-tensorwise": (tensorwise_matmul, tensorwise_grouped_gemm),
+}
+SIZES = {  # counts of tokens per expert, D, F
+    "one number": ((1,), 1, 1),
+    "dense, odd": ((157,), 259, 131),
+    "empty experts": ((0, 130, 0, 1, 126, 0), 130, 37),
+    "whole tiles": ((128, 256), 128, 128),
+    "no tokens": ((0, 0), 24, 16),
+}
+
+
+def products(recipe: str, counts: tuple[int, ...], x, w, dy):
+    """y, dx and dw ``[E, F, D]``; one expert is the dense product."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    dense, grouped = PRODUCTS[recipe]
+    ends = torch.tensor(counts).cumsum(0).int()
+    y = dense(x, w[0]) if len(counts) == 1 else grouped(x, w, ends)
+    y.backward(dy)
+    return y.detach(), x.grad, w.grad
+
+
+# Every tile, those at the edges too, has sixteen numbers: see exact_operands.
+EXACT_SIZES = {
+    "dense, odd": ((157,), 276, 147),
+    "empty experts": ((0, 147, 0, 17, 126, 0), 148, 37),
+    "whole tiles": ((128, 256), 128, 128),
+}
+
+
+@pytest.mark.parametrize("size", EXACT_SIZES)
+@pytest.mark.parametrize("recipe", PRODUCTS)
+def test_products_equal_the_oracle_bitwise_where_sums_are_exact(recipe, size):
+    counts, D, F = EXACT_SIZES[size]
+    operands, units = fp8_oracle.exact_operands(counts, D, F)
+    got = products(recipe, counts, *operands)
+    expected, absolute = fp8_oracle.three_products(recipe, counts, *operands)
+    for ours, wanted, terms, unit in zip(got, expected, absolute, units, strict=True):
+        assert terms.max() < unit * 2**24 and np.all(wanted % unit == 0)  # exact in any order
+        np.testing.assert_array_equal(ours.numpy(), fp8_oracle.round_bf16(wanted))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("recipe", PRODUCTS)
+def test_products_equal_the_oracle_bitwise_but_for_the_order_of_sums(recipe, size):
+    """fp32 sums of K terms move by at most K 2^-24 of the terms' magnitudes: a result must be a
+    BF16 number within that reach, which for most results is a single one."""
+    counts, D, F = SIZES[size]
+    x, dy = wide(sum(counts), D, seed=1), wide(sum(counts), F, seed=2)
+    w = wide(len(counts), F, D, seed=3)
+    got = products(recipe, counts, x, w, dy)
+    expected, absolute = fp8_oracle.three_products(recipe, counts, x, w, dy)
+    lengths = (D, F, max(counts))
+    for ours, wanted, terms, K in zip(got, expected, absolute, lengths, strict=True):
+        low, high = (fp8_oracle.round_bf16(wanted + s * K * 2.0**-23 * terms) for s in (-1, 1))
+        assert np.all((low <= ours.numpy()) & (ours.numpy() <= high))
+        assert not ours.numel() or (low == high).mean() > 0.5
+
+
+@pytest.mark.parametrize("recipe", PRODUCTS)
+def test_operands_are_what_the_products_read(recipe):
+    counts, D, F = SIZES["empty experts"]
+    x, dy = wide(sum(counts), D, seed=1), wide(sum(counts), F, seed=2)
+    w = wide(len(counts), F, D, seed=3)
+    operands = fp8_operands(PRODUCTS[recipe][1], counts)
+    rounded = {name: f({"x": x, "w": w, "dy": dy}[name.split()[1]]) for name, f in operands.items()}
+    parts = {k: v.split(counts) for k, v in rounded.items() if not k.endswith("w")}
+    y = torch.cat([a @ b.T for a, b in zip(parts["fprop x"], rounded["fprop w"], strict=True)])
+    dx = torch.cat([a @ b for a, b in zip(parts["dgrad dy"], rounded["dgrad w"], strict=True)])
+    dw = [a.T @ b for a, b in zip(parts["wgrad dy"], parts["wgrad x"], strict=True)]
+    for got, expected in zip(
+        products(recipe, counts, x, w, dy), (y, dx, torch.stack(dw)), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-4)
+    assert fp8_operands(bf16_matmul, [1]) is None
 
 
 def test_the_kernels_path_computes_what_the_emulation_does(monkeypatch):
@@ -134,6 +220,33 @@ def test_policies_order_by_precision_and_fp32_undoes_them(model):
     assert model.lm_head.cross_entropy is linear_cross_entropy
 
 
+def test_an_outlier_costs_its_tile_its_row_or_everything():
+    torch.manual_seed(0)
+    x, w = torch.randn(128, 512), torch.randn(64, 512)
+    x[:64, 7], w[:, 7] = 1e5, 0  # in half of the rows; nothing reads it
+    exact = x @ w.T
+    errors = {}
+    for recipe, (matmul, _) in PRODUCTS.items():
+        with_outlier, without = (matmul(x, w) - exact).square().mean(1).split(64)
+        errors[recipe] = float(with_outlier.mean()), float(without.mean())
+    block, row, tensor = errors.values()
+    assert block[0] < row[0] / 2  # one tile of four
+    assert row[0] == pytest.approx(tensor[0], rel=0.2)
+    assert row[1] == pytest.approx(block[1], rel=0.2) and row[1] < tensor[1] / 10
+
+
+def test_every_recipe_trains_a_whole_model_and_rounds_in_its_own_way(model):
+    gradients = {}
+    for recipe in PRODUCTS:
+        set_numerics(model, recipe)
+        loss = loss_fn(model, batch_at(0)).total
+        gradients[recipe] = torch.autograd.grad(loss, model.model.layers[1].mlp.experts.down_proj)
+    a, b, c = (g for (g,) in gradients.values())
+    assert a.isfinite().all() and not torch.equal(a, b) and not torch.equal(b, c)
+    for other in (b, c):
+        assert float((a - other).norm() / a.norm()) < 0.2
+
+
 @pytest.mark.parametrize("policy", ["bf16", "fp8"])
 def test_policy_reaches_the_loss_of_the_head(model, policy):
     hidden, targets = model.hidden_states(batch_at(0)["input_ids"])[0], torch.arange(8)
@@ -146,5 +259,7 @@ def test_policy_reaches_the_loss_of_the_head(model, policy):
 
 
 def test_unknown_policy_is_an_error(model):
-    with pytest.raises(ValueError, match="'fp4': use one of fp8, bf16, fp32"):
+    with pytest.raises(
+        ValueError, match="'fp4': use one of fp8, fp8-rowwise, fp8-tensorwise, bf16, fp32"
+    ):
         set_numerics(model, "fp4")

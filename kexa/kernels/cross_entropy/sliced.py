@@ -22,24 +22,30 @@ ROWS = 512
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h_ND, w_VD, targets_N, learns):
+    def forward(ctx, h_ND, w_VD, targets_N, z_loss, learns):
         wide = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
         h, w = h_ND.to(wide), w_VD.to(wide)
         needs_h, needs_w = (learns and needed for needed in ctx.needs_input_grad[:2])
         dh = torch.empty_like(h) if needs_h else None
         dw = torch.zeros_like(w) if needs_w else None
         losses_N = h.new_empty(len(h))
+        penalty = h.new_zeros(())
         buffer = h.new_empty(min(ROWS, len(h)), len(w))
         for start in range(0, len(h), ROWS):
             rows = slice(start, start + ROWS)
             target = targets_N[rows, None]
             z = buffer[: len(target)]
             torch.mm(h[rows], w.T, out=z)
+            lse = z.logsumexp(1, keepdim=True) if z_loss else None
             torch.log_softmax(z, 1, out=z)
             losses_N[rows] = -z.gather(1, target)[:, 0]
+            if z_loss:
+                penalty += z_loss * lse.square().sum()
             if not (needs_h or needs_w):
                 continue
             z.exp_()
+            if z_loss:
+                z.mul_(1 + 2 * z_loss * lse)
             z.scatter_(1, target, z.gather(1, target) - 1)
             z.copy_(z.to(h_ND.dtype))  # the dtype of the products' operands
             if needs_h:
@@ -48,17 +54,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dw.addmm_(z.T, h[rows])
         ctx.dtype = h_ND.dtype
         ctx.save_for_backward(dh, dw)
-        return losses_N.sum()
+        ctx.mark_non_differentiable(penalty)
+        return losses_N.sum() + penalty, penalty
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, weight):
+    def backward(ctx, weight, _):
         dh, dw = (None if x is None else (x * weight).to(ctx.dtype) for x in ctx.saved_tensors)
-        return dh, dw, None, None
+        return dh, dw, None, None, None
 
 
 def linear_cross_entropy(
-    h_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor
-) -> torch.Tensor:
-    """See :func:`kexa.kernels.linear_cross_entropy`."""
-    return _LinearCrossEntropy.apply(h_ND, w_VD, targets_N, torch.is_grad_enabled())
+    h_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor, z_loss: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and penalty, see :func:`kexa.kernels.linear_cross_entropy`."""
+    return _LinearCrossEntropy.apply(h_ND, w_VD, targets_N, z_loss, torch.is_grad_enabled())

@@ -9,6 +9,8 @@ and stores
 
     dz = weight (exp(z - lse) - onehot(target))          [N, chunk], in h's dtype
 
+(with ``z_loss`` the exponential is multiplied by its row's 1 + 2 z_loss lse).
+
 Then dw of the chunk is dz^T h, complete and a plain product, so PyTorch's; dh grows by dz w
 (``_product``) in one buffer of fp32. Each number has one owner per chunk and chunks run in order,
 so equal inputs give equal bits. That owner adds by an atomic instruction all the same: it adds in
@@ -76,7 +78,7 @@ def _forward(
 
 @triton.jit
 def _gradient(
-    h, w, targets, lse, weight, dz,
+    h, w, targets, lse, factor, weight, dz,
     h_n, w_v, dz_n,
     N, D, V, first,
     TM: tl.constexpr, TN: tl.constexpr, TK: tl.constexpr, ACC: tl.constexpr,
@@ -86,6 +88,8 @@ def _gradient(
     word = tl.program_id(0) // tiles * TN + tl.arange(0, TN)
     z = _logits(h, w, h_n, w_v, row, word, N, D, V, TM, TN, TK, ACC)
     p = tl.exp(z - tl.load(lse + row, row < N, other=0.0)[:, None])
+    if factor is not None:
+        p *= tl.load(factor + row, row < N, other=0.0)[:, None]
     target = tl.load(targets + row, row < N, other=-1)
     grad = p - ((first + word)[None, :] == target[:, None]).to(ACC)
     grad *= tl.load(weight)
@@ -129,11 +133,15 @@ def forward_launch(h, w, targets, parts, chosen) -> Launch:
     return Launch(_forward, (_count(N, V, tile),), arguments, tile.warps, tile.stages)
 
 
-def gradient_launch(h, w, targets, lse, weight, dz, first: int) -> Launch:
-    """Launch that fills ``dz`` [N, V] of the chunk ``w``, whose first word is ``first``."""
+def gradient_launch(h, w, targets, lse, weight, dz, first: int, factor=None) -> Launch:
+    """Launch that fills ``dz`` [N, V] of the chunk ``w``, whose first word is ``first``.
+
+    ``factor`` [N] multiplies every row's softmax.
+    """
     (N, D), V, tile = h.shape, len(w), tile_of(LOGITS, h)
     strides = (h.stride(0), w.stride(0), dz.stride(0))
-    arguments = (h, w, targets, lse, weight, dz, *strides, N, D, V, first, *product_tiles(tile, h))
+    arguments = (h, w, targets, lse, factor, weight, dz, *strides, N, D, V, first)
+    arguments += product_tiles(tile, h)
     return Launch(_gradient, (_count(N, V, tile),), arguments, tile.warps, tile.stages)
 
 
@@ -151,19 +159,22 @@ def _count(rows: int, columns: int, tile: Tile) -> int:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, w, targets):
+    def forward(ctx, h, w, targets, z_loss):
         wide = torch.float64 if h.dtype == torch.float64 else torch.float32
         parts = h.new_empty(triton.cdiv(len(w), tile_of(LOGITS, h).TN), len(h), dtype=wide)
         chosen = h.new_empty(len(h), dtype=wide)
         forward_launch(h, w, targets, parts, chosen).run()
         lse = parts.logsumexp(0)
-        ctx.save_for_backward(h, w, targets, lse)
-        return (lse - chosen).sum()
+        factor = 1 + 2 * z_loss * lse if z_loss else None
+        penalty = z_loss * lse.square().sum() if z_loss else lse.new_zeros(())
+        ctx.mark_non_differentiable(penalty)
+        ctx.save_for_backward(h, w, targets, lse, factor)
+        return (lse - chosen).sum() + penalty, penalty
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, weight):
-        h, w, targets, lse = ctx.saved_tensors
+    def backward(ctx, weight, _):
+        h, w, targets, lse, factor = ctx.saved_tensors
         needs_h, needs_w = ctx.needs_input_grad[:2]
         dh = torch.zeros_like(h, dtype=lse.dtype) if needs_h else None
         dw = torch.empty_like(w) if needs_w else None
@@ -171,17 +182,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, len(w), words):
             chunk = slice(first, first + words)
             dz = h.new_empty(len(h), len(w[chunk]))
-            gradient_launch(h, w[chunk], targets, lse, weight, dz, first).run()
+            gradient_launch(h, w[chunk], targets, lse, weight, dz, first, factor).run()
             if needs_h:
                 product_launch(dz, w[chunk], dh).run()
             if needs_w:
                 torch.mm(dz.T, h, out=dw[chunk])
-        return (dh.to(h.dtype) if needs_h else None), dw, None
+        return (dh.to(h.dtype) if needs_h else None), dw, None, None
 
 
 def linear_cross_entropy(
-    h_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor
+    h_ND: torch.Tensor,
+    w_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    z_loss: float = 0.0,
+    penalties: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.linear_cross_entropy`."""
     h, w, targets = h_ND.contiguous(), w_VD.contiguous(), targets_N.to(torch.int32).contiguous()
-    return _LinearCrossEntropy.apply(h, w, targets)
+    loss, penalty = _LinearCrossEntropy.apply(h, w, targets, z_loss)
+    if penalties is not None:
+        penalties.append(penalty)
+    return loss

@@ -52,9 +52,11 @@ def quantize(x: Tensor, rows: int, columns: int) -> Tensor:
     return decoded.flatten(-4, -3).flatten(-2)[..., :n, :d]
 
 
-def quantize_ragged(x_ND: Tensor, counts: Sequence[int]) -> Tensor:
-    """:func:`quantize` with tiles of ``[128, 1]`` that start anew at every expert's first row."""
-    lengths = [min(TILE, n - i) for n in counts for i in range(0, n, TILE)]
-    amax = torch.stack([tile.amax(0) for tile in x_ND.abs().split(lengths)])
+def quantize_ragged(x_ND: Tensor, counts: Sequence[int], tile: int = TILE) -> Tensor:
+    """:func:`quantize` with tiles of ``[tile, 1]`` that start anew at every expert's first row."""
+    if not len(x_ND):
+        return x_ND
+    lengths = [min(tile, n - i) for n in counts for i in range(0, n, tile)]
+    amax = torch.stack([rows.amax(0) for rows in x_ND.abs().split(lengths)])
     scale_ND = scale_of(amax).repeat_interleave(torch.tensor(lengths, device=x_ND.device), 0)
     return round_e4m3_(x_ND / scale_ND).mul_(scale_ND)
