@@ -10,8 +10,8 @@ What training minimises is
 
 with mean cross-entropies in nats over the counted targets and ``balance`` summed over the sparse
 layers. A z-loss, not reported and off, adds z_loss * (z + mtp_weight * z_mtp), z the mean squared
-log-normaliser of the logits. Documents packed into one row never see each other and nothing is predicted across a
-boundary; a negative document id marks padding. Initial values (inferred from
+log-normaliser of the logits. Documents packed into one row never see each other and nothing is
+predicted across a boundary; a negative document id marks padding. Initial values (inferred from
 ``initializer_range``): every matrix, router and embedding normal with that deviation, norms one,
 correction bias zero.
 

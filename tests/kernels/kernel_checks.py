@@ -50,6 +50,7 @@ CROSS_ENTROPY_CASES = {
     "no rows": (0, 16, 33, 1.0),
 }
 WEIGHT = 0.7  # what the loss is multiplied by before its gradients are taken
+Z_LOSS = 1e-2  # a hundred times what is usual, so that a wrong factor shows
 
 
 def poison_outputs() -> None:
@@ -196,13 +197,14 @@ def check_grouped_gemm(
 def check_cross_entropy(
     op: Callable, reference: Callable, case: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Loss and both gradients of ``op(h, w, targets)`` against an fp64 reference."""
+    """Loss and both gradients of ``op(h, w, targets, z_loss)`` against an fp64 reference."""
     h, w, targets = cross_entropy_inputs(case, dtype)
-    out = op(h, w, targets)
-    gradients = torch.autograd.grad(WEIGHT * out, (h, w))
     wide = [t.detach().double().requires_grad_() for t in (h, w)]
-    expected = reference(*wide, targets)
-    wanted = torch.autograd.grad(WEIGHT * expected, wide)
-    got, want = (out, *gradients), (expected, *wanted)
-    names = ("output", "dh", "dw")
-    assert_close(dict(zip(names, zip(got, want, strict=True), strict=True)), tolerance, case)
+    for z_loss in (0.0, Z_LOSS):
+        out = op(h, w, targets, z_loss)
+        gradients = torch.autograd.grad(WEIGHT * out, (h, w))
+        expected = reference(*wide, targets, z_loss)
+        wanted = torch.autograd.grad(WEIGHT * expected, wide)
+        got, want = (out, *gradients), (expected, *wanted)
+        pairs = dict(zip(("output", "dh", "dw"), zip(got, want, strict=True), strict=True))
+        assert_close(pairs, tolerance, f"{case}, z_loss {z_loss}")

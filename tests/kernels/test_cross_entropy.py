@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,3 +132,27 @@ def test_errors_say_what_to_do():
         linear_cross_entropy(h, w.double(), targets)
     with pytest.raises(RuntimeError, match="index 5 is out of bounds"):
         linear_cross_entropy(h, w, targets + 5)
+
+
+def test_z_loss_is_the_mean_square_of_the_log_normalisers_beside_the_loss():
+    h, w, targets = checks.cross_entropy_inputs("ragged everywhere", torch.float64)
+    penalties = []
+    loss = linear_cross_entropy(h, w, targets, 0.5, penalties)
+    (penalty,) = penalties
+    lse_N = [math.log(sum(math.exp(float(x @ word)) for word in w.detach())) for x in h.detach()]
+    assert penalty.item() == pytest.approx(0.5 * sum(z * z for z in lse_N), rel=1e-12)
+    assert not penalty.requires_grad
+    plain = linear_cross_entropy(h, w, targets)
+    assert (loss - penalty).item() == pytest.approx(plain.item(), rel=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_cross_entropy(h, w, targets, 0.5), (h, w), fast_mode=True
+    )
+
+
+def test_without_z_loss_the_penalty_is_zero():
+    h, w, targets = checks.cross_entropy_inputs("ragged everywhere", torch.float32)
+    penalties = []
+    linear_cross_entropy(h, w, targets, penalties=penalties)
+    assert [float(p) for p in penalties] == [0.0]
+    with pytest.raises(ValueError, match="z_loss=-0.1 would reward large logits; use 0 or more"):
+        linear_cross_entropy(h, w, targets, -0.1)

@@ -162,3 +162,16 @@ def test_equal_seeds_give_equal_bits(ids, build):
 def test_bad_input_is_named(build, input_ids, documents, message):
     with pytest.raises(ValueError, match=message):
         build()(input_ids, documents)
+
+
+def test_z_loss_is_in_the_total_and_not_in_its_parts(build, ids):
+    model, x = build(), ids(2, 10)
+    plain, with_z = model.loss(x), model.loss(x, z_loss=1e-2)
+    for part in ("next_token", "mtp", "balance"):
+        torch.testing.assert_close(getattr(with_z, part), getattr(plain, part))
+    squares = model(x)[:, :-1].logsumexp(-1).square().mean()
+    hidden = model.hidden_states(x)
+    ahead = model.lm_head(model.mtp_hidden_states(x[:, 1:], hidden[:, :-1])[:, :-1])
+    penalty = 1e-2 * (squares + 0.05 * ahead.logsumexp(-1).square().mean())
+    torch.testing.assert_close(with_z.total, plain.total + penalty)
+    assert with_z.total.item() > plain.total.item()

@@ -44,8 +44,7 @@ def linear_cross_entropy(
         w_VD: the head's matrix, same dtype and device.
         targets_N: int64 in 0..V-1. On a GPU it is never read by the host, so a wrong value is not
             noticed there.
-        z_loss: weight of the penalty, part of what is returned; 0 leaves it out. 2 z_loss lse must
-            stay above -1.
+        z_loss: weight of the penalty, part of what is returned; 0 leaves it out.
         penalties: a list that receives ``z_loss sum lse^2``, a scalar without gradient.
 
     Returns:
@@ -67,9 +66,5 @@ def linear_cross_entropy(
     if use_triton(h_ND):
         from kexa.kernels.cross_entropy.triton import linear_cross_entropy as kernel
 
-        loss, penalty = kernel(h_ND, w_VD, targets_N, z_loss)
-    else:
-        loss, penalty = sliced.linear_cross_entropy(h_ND, w_VD, targets_N, z_loss)
-    if penalties is not None:
-        penalties.append(penalty)
-    return loss
+        return kernel(h_ND, w_VD, targets_N, z_loss, penalties)
+    return sliced.linear_cross_entropy(h_ND, w_VD, targets_N, z_loss, penalties)

@@ -65,7 +65,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    h_ND: torch.Tensor, w_VD: torch.Tensor, targets_N: torch.Tensor, z_loss: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and penalty, see :func:`kexa.kernels.linear_cross_entropy`."""
-    return _LinearCrossEntropy.apply(h_ND, w_VD, targets_N, z_loss, torch.is_grad_enabled())
+    h_ND: torch.Tensor,
+    w_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    z_loss: float = 0.0,
+    penalties: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """See :func:`kexa.kernels.linear_cross_entropy`."""
+    learns = torch.is_grad_enabled()
+    loss, penalty = _LinearCrossEntropy.apply(h_ND, w_VD, targets_N, z_loss, learns)
+    if penalties is not None:
+        penalties.append(penalty)
+    return loss
