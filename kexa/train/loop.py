@@ -35,6 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kexa.train import checkpoint
+from kexa.train.metrics import Monitor
 
 GUARD_WINDOW = 64
 GUARD_WARMUP = 16
@@ -52,7 +53,8 @@ class Step:
     ``losses`` has the parts of the loss, ``total`` among them, as means over micro-batches;
     ``learning_rate`` is that of the first parameter group; ``grad_norm`` is before clipping;
     ``tokens`` counts those seen so far; ``expert_load`` is how many tokens each expert got in
-    this step, one row per MoE layer (empty for a model without experts).
+    this step, one row per MoE layer (empty for a model without experts); ``figures`` is what
+    :mod:`kexa.train.metrics` measured, empty for most steps.
     """
 
     step: int
@@ -62,6 +64,7 @@ class Step:
     tokens: int
     skipped: bool
     expert_load: list[list[int]]
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def fit(
@@ -78,6 +81,7 @@ def fit(
     balance_step: float = 1e-4,
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 100,
+    metrics_every: int = 0,
     identity: str = "",
     description: str = "train",
 ) -> Iterator[Step]:
@@ -96,6 +100,8 @@ def fit(
         balance_step: how far the router's balance bias moves per step; 0 turns it off.
         checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see
             :mod:`kexa.train.checkpoint`.
+        metrics_every: steps between measurements of the model's inside, see
+            :mod:`kexa.train.metrics`; 0 measures nothing.
         description: label of the progress bar.
 
     Yields:
@@ -107,8 +113,9 @@ def fit(
         ValueError: a batch that ``accumulate`` does not divide.
     """
     trainer = _Trainer(
-        model, list(optimizers), loss_fn, schedule, accumulate, clip, spike, balance_step
-    )
+        model, list(optimizers), loss_fn, schedule, accumulate, clip, spike, balance_step,
+        Monitor(model, metrics_every),
+    )  # fmt: skip
     saved = checkpoint.list_checkpoints(checkpoint_dir) if checkpoint_dir else []
     if saved:
         trainer.load_state(checkpoint.load(saved[-1], identity))
@@ -150,6 +157,7 @@ class _Trainer:
     clip: float
     spike: float
     balance_step: float
+    monitor: Monitor
     step: int = 0
     tokens: int = 0
     skips: int = 0  # updates skipped in a row
@@ -168,7 +176,9 @@ class _Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
         self.model.train()
+        self.monitor.begin(self.step)
         losses = self._backward(batch)
+        self.monitor.gradients()
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         grad_norm = float(norm)
@@ -181,7 +191,8 @@ class _Trainer:
         self.model.update_balance_bias(self.balance_step)
         self.tokens += batch["input_ids"].numel()
         rate = self.optimizers[0].param_groups[0]["lr"]
-        record = Step(self.step, losses, rate, grad_norm, self.tokens, skipped, load)
+        figures = self.monitor.end()
+        record = Step(self.step, losses, rate, grad_norm, self.tokens, skipped, load, figures)
         self.step += 1
         return record
 

@@ -178,6 +178,7 @@ def run_curriculum(
         model, optimizers, curriculum.batch, functools.partial(training_loss, config=config),
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
+        metrics_every=config.metrics_every,
         identity=identity(model=model_config, pretrain=config, numerics=numerics, seed=seed),
         description=f"pretraining in {numerics}",
     )  # fmt: skip
