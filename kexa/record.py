@@ -3,6 +3,10 @@
 ``results.json``: ``values`` and ``checks`` repeat exactly for equal seeds on one machine;
 ``environment`` (profile, seed, commit, versions, device) says where they came from; ``timings``
 (minutes, peak memory) is the only part allowed to differ between two runs.
+
+With ``runtime.tensorboard`` every line of ``metrics.jsonl`` also becomes events in ``tensorboard/``
+beside it, one scalar per number, named ``series/name``. Events bear the wall clock; nothing else
+that is logged does.
 """
 
 from __future__ import annotations
@@ -82,6 +86,7 @@ class Run:
         self._started = time.perf_counter()
         self._metrics = self.dir / "metrics.jsonl"
         self._logged = _restore(self._metrics)
+        self._events = _Events(self.dir / "tensorboard") if config.runtime.tensorboard else None
 
     def log(self, series: str, step: int, **scalars: float) -> None:
         """Append one line to ``metrics.jsonl``, once per series and step.
@@ -95,6 +100,8 @@ class Run:
         line = {"series": series, "step": step, **{k: _plain(v) for k, v in scalars.items()}}
         with writing(self._metrics), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._events:
+            self._events.write(series, step, scalars)
 
     def value(
         self, name: str, value: Any, unit: str = "", note: str = "", headline: bool = False
@@ -144,6 +151,34 @@ class Run:
         failed = [c for c in self._checks if not c["holds"]]
         if failed:
             raise CheckFailed("; ".join(f"{c['claim']} ({c['measured']})" for c in failed))
+
+
+class _Events:
+    """TensorBoard's event files; what is written is on disk when ``write`` returns."""
+
+    def __init__(self, directory: Path):
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, series: str, step: int, scalars: dict[str, Any]) -> None:
+        for name, value in scalars.items():
+            for tag, number in _numbers(f"{series}/{name}", value):
+                self._writer.add_scalar(tag, number, step)
+        self._writer.flush()
+
+
+def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers in a logged value, those of a list or a dict each under its own tag."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, int | float):
+        yield tag, float(value)
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _numbers(f"{tag}/{i}", part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _numbers(f"{tag}/{key}", part)
 
 
 def environment(config: Config, seed: int) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kexa import record
 from kexa.config import load
@@ -71,6 +73,44 @@ def test_a_resumed_record_goes_on_where_it_was_cut(run):
     for step in (1, 2):
         again.log("train", step, loss=1.0 / (step + 1))
     assert (run.dir / "metrics.jsonl").read_text() == whole
+
+
+def events(directory):
+    accumulator = EventAccumulator(str(directory))
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def test_what_is_logged_reaches_tensorboard_where_the_config_asks(tmp_path):
+    config = load("smoke", {"runtime.tensorboard": True})
+    run = Run("04_pretraining", config, 3, tmp_path)
+    for step in range(3):
+        run.log("train", step, loss=torch.tensor(2.0 / (step + 1)), load=[1, 2], part={"a": 0.5})
+    run.log("train", 3, loss=float("nan"), note="text is no scalar")
+    again = Run("04_pretraining", config, 3, tmp_path)  # resumed: nothing twice
+    again.log("train", 2, loss=7.0)
+    again.log("held out", 4, loss=1.0)
+    found = events(tmp_path / "tensorboard")
+    assert found.keys() == {
+        "train/loss", "train/load/0", "train/load/1", "train/part/a", "held out/loss",
+    }  # fmt: skip
+    assert found["train/loss"][:3] == [(0, 2.0), (1, 1.0), (2, pytest.approx(2 / 3))]
+    assert found["train/loss"][3][0] == 3 and math.isnan(found["train/loss"][3][1])
+    assert found["train/load/1"] == [(0, 2.0), (1, 2.0), (2, 2.0)]
+    assert found["held out/loss"] == [(4, 1.0)]
+
+
+def test_metrics_are_the_same_bytes_with_tensorboard_and_without(tmp_path):
+    for asked in (True, False):
+        config = load("smoke", {"runtime.tensorboard": asked})
+        Run("a", config, 0, tmp_path / str(asked)).log("train", 0, loss=1.0)
+    with_events, without = tmp_path / "True", tmp_path / "False"
+    assert (with_events / "metrics.jsonl").read_bytes() == (without / "metrics.jsonl").read_bytes()
+    assert [p.name for p in without.iterdir()] == ["metrics.jsonl"]
+    assert not any(load(p).runtime.tensorboard for p in ("smoke", "laptop", "h100", "full"))
 
 
 def test_write_atomic_keeps_the_old_content_when_the_disk_is_full(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ Every ``metrics_every`` steps, measured while the step runs (:class:`Monitor`):
 
 No kernel leaves logits behind, so theirs are computed once more, in slices, and FP8 operands are
 rounded once more: a measured step holds a copy of the parameters and takes longer (1.8 times in
-FP8, 1.3 times in fp32, at smoke on one CPU core). chosen: hence the period. Hooks and replaced functions look at tensors and pass them on, are put in when such a
-step begins and taken out when it ends: training has the same bits with them, and all other steps
-run the same code.
+FP8, 1.3 times in fp32, at smoke on one CPU core). chosen: hence the period. Hooks and replaced
+functions look at tensors and pass them on, are put in when such a step begins and taken out when it
+ends: training has the same bits with them, and all other steps run the same code.
 
 A skipped update has an update of zero. Padding counts in everything but the head's figures. Under
 expert parallelism or FSDP, gradients, updates and experts are those of this process's part.
