@@ -101,6 +101,7 @@ def run_variant(
         checkpoint_dir,
         identity(model=model.config, training=training, ablation=config, seed=seed),
         f"{variant.name}, seed {seed}",
+        z_loss=training.z_loss,
     )
     return Outcome(pooled(validate(model, sets), sets), busiest(records[-len(records) // 10 :]))
 

@@ -127,7 +127,8 @@ def fit(
         checkpoint.save(checkpoint_dir, trainer.step, identity, trainer.state())
 
     replayed = checkpoint.read_history(checkpoint_dir, trainer.step) if checkpoint_dir else []
-    with _Sigterm() as sigterm, tqdm(total=steps, desc=description, mininterval=1.0) as bar:
+    look = {"desc": description, "mininterval": 1.0}
+    with trainer.monitor, _Sigterm() as sigterm, tqdm(total=steps, **look) as bar:
         for record in replayed:
             bar.update()
             yield Step(**record)

@@ -77,7 +77,8 @@ class Monitor:
     """Measures every ``every``-th step of a run, the first among them; none for ``every = 0``.
 
     ``begin`` before the forward pass, ``gradients`` after the backward pass and before clipping,
-    ``end`` after the update. Micro-batches of one step are measured together.
+    ``end`` after the update. Micro-batches of one step are measured together. As a context it takes
+    its hooks out whatever ends the run.
     """
 
     def __init__(self, model: nn.Module, every: int):
@@ -85,9 +86,14 @@ class Monitor:
         self._undo: list[Callable[[], None]] = []
         self._due = False
 
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
     def begin(self, step: int) -> None:
         """Start measuring if the step is due."""
-        self._leave()
         self._due = self.every > 0 and step % self.every == 0
         if not self._due:
             return

@@ -28,6 +28,7 @@ def short_run(
     checkpoint_dir: Path | None,
     identity: str,
     description: str,
+    z_loss: float = 0.0,
 ) -> list[Step]:
     """Train ``model`` in place; returns the record of every step.
 
@@ -44,6 +45,7 @@ def short_run(
             batch["document_ids"],
             mtp_weight=mtp_weight,
             balance_weight=training.balance_weight,
+            z_loss=z_loss,
         )
 
     schedule = functools.partial(

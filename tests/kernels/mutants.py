@@ -181,6 +181,7 @@ FAULTS = {
         "swapped tile": ("tl.program_id(0) // columns * TM", "tl.program_id(0) % columns * TM"),
     },
     "cross entropy": {
+        "z-loss without a gradient": ("p *= tl.load(factor", "p += 0 * tl.load(factor"),
         "words past the vocabulary counted": ('z, float("-inf"))', "z, 0.0)"),
         "largest logit not subtracted": ("largest = tl.max(z, 1)", "largest = tl.max(z, 1) * 0"),
         "tail of the hidden state dropped": ("range(0, D, TK)", "range(0, D - TK + 1, TK)"),

@@ -120,14 +120,15 @@ def test_experts_are_as_exact_as_pytorch(tokens, features):
 
 @pytest.mark.parametrize("rows", [1, 63, 1000])
 @pytest.mark.parametrize("features, words", [(64, 100), (328, 20_000)])
-def test_linear_cross_entropy_is_as_exact_as_pytorch(rows, features, words):
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_linear_cross_entropy_is_as_exact_as_pytorch(rows, features, words, z_loss):
     torch.manual_seed(0)
     draw = {"dtype": torch.bfloat16, "device": "cuda"}
     h, w = torch.randn(rows, features, **draw), torch.randn(words, features, **draw)
     targets = torch.randint(0, words, (rows,), device="cuda")
     assert_as_exact_as_pytorch(
-        lambda h, w: linear_cross_entropy(h, w, targets),
-        lambda h, w: cross_entropy_reference.linear_cross_entropy(h, w, targets),
+        lambda h, w: linear_cross_entropy(h, w, targets, z_loss),
+        lambda h, w: cross_entropy_reference.linear_cross_entropy(h, w, targets, z_loss),
         [h, w],
         torch.tensor(0.75, device="cuda"),
     )

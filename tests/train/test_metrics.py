@@ -65,6 +65,22 @@ def test_a_step_that_is_not_due_runs_the_same_code(model, monkeypatch):
     Monitor(model, 0).begin(0)
 
 
+def test_nothing_stays_behind_when_a_step_fails(model):
+    set_numerics(model, "fp8")
+    linear = model.model.layers[0].mlp.down_proj
+    matmul = linear.matmul
+
+    def broken(model, batch):
+        loss_fn(model, batch)
+        raise KeyboardInterrupt
+
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(model, optimizers, batch_at, broken, 1, lambda _: 1.0, metrics_every=1))
+    assert linear.matmul is matmul
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 def test_a_resumed_run_has_the_figures_of_the_uninterrupted_one(tmp_path):
     _, records = train("fp8", every=2)
     train("fp8", every=2, directory=tmp_path, take=1)

@@ -168,13 +168,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor = 1 + 2 * z_loss * lse if z_loss else None
         penalty = z_loss * lse.square().sum() if z_loss else lse.new_zeros(())
         ctx.mark_non_differentiable(penalty)
-        ctx.save_for_backward(h, w, targets, lse, factor)
+        ctx.save_for_backward(h, w, targets, factor, lse)
         return (lse - chosen).sum() + penalty, penalty
 
     @staticmethod
     @once_differentiable
     def backward(ctx, weight, _):
-        h, w, targets, lse, factor = ctx.saved_tensors
+        h, w, targets, factor, lse = ctx.saved_tensors
         needs_h, needs_w = ctx.needs_input_grad[:2]
         dh = torch.zeros_like(h, dtype=lse.dtype) if needs_h else None
         dw = torch.empty_like(w) if needs_w else None
