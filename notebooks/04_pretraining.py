@@ -39,6 +39,7 @@ from kexa.interop import save_hf
 from kexa.parallel import beside
 from kexa.train import grouping, orthogonalize, set_numerics
 from kexa.train.fp8 import quantize
+from kexa.train.metrics import scalars
 from kexa.train.pretrain import (
     Curriculum,
     bits_per_byte,
@@ -201,7 +202,7 @@ with beside(run_curriculum, [arguments("bf16")], run.config.runtime, seed):
 reference, _, reference_records = run_curriculum(*arguments("bf16"))  # finished: read back
 for numerics, recorded in {config.numerics: records, "bf16": reference_records}.items():
     for record in recorded:
-        run.log(f"train {numerics}", record.step, **record.losses, grad_norm=record.grad_norm)
+        run.log(f"train {numerics}", record.step, **scalars(record))
 skipped = sum(r.skipped for r in records)
 print(f"{len(records)} steps, {records[-1].tokens:,} tokens, {skipped} skipped by the guard")
 
