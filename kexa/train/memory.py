@@ -39,6 +39,7 @@ from kexa.model.accounting import account
 
 FP32 = 4
 INDEX = 8  # int64
+MUON_BATCH = 2**27  # numbers that Muon orthogonalises at once
 HEAD_CHUNK = 64 * 128  # words whose gradients of logits a GPU holds at a time
 TILE = 128  # of FP8
 
@@ -364,13 +365,14 @@ def _loss(c: ModelConfig, work: Work) -> Op:
 
 
 class Matrices(NamedTuple):
-    """``count`` matrices [m, n] of one optimizer group that Muon orthogonalises in one batch."""
+    """``count`` matrices [m, n] of one of Muon's groups, ``stack`` of them in each parameter."""
 
     group: str
     m: int
     n: int
     count: int
-    expert: bool
+    stack: int = 1
+    expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -399,14 +401,15 @@ def parameters(config: ModelConfig) -> Parameters:
     sparse, layers = c.num_hidden_layers - dense, c.num_hidden_layers + mtp
     Q, G = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     F, shared = c.moe_intermediate_size, c.moe_intermediate_size * c.num_shared_experts
+    E = c.num_experts
     matrices = (
-        Matrices("matrix", Q, D, 2 * layers, False),
-        Matrices("matrix", G, D, 2 * layers, False),
-        Matrices("matrix", c.intermediate_size, D, 3 * (dense + mtp), False),
-        Matrices("matrix", shared, D, 3 * sparse, False),
-        Matrices("matrix", F, D, c.num_experts * sparse, True),
-        Matrices("gate_up", F, D, 2 * c.num_experts * sparse, True),
-        Matrices("matrix", 2 * D, D, mtp, False),
+        Matrices("matrix", Q, D, 2 * layers),
+        Matrices("matrix", G, D, 2 * layers),
+        Matrices("matrix", c.intermediate_size, D, 3 * (dense + mtp)),
+        Matrices("matrix", shared, D, 3 * sparse),
+        Matrices("matrix", 2 * D, D, mtp),
+        Matrices("matrix", F, D, E * sparse, E, expert=True),
+        Matrices("gate_up", F, D, 2 * E * sparse, 2 * E, expert=True),
     )
     matrices = tuple(x for x in matrices if x.count * x.m)
     trained = counts.total + counts.mtp - sparse * c.num_experts
@@ -533,19 +536,26 @@ class _Peak:
 def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ranks: int) -> float:
     """Bytes beside gradients and states while Muon steps through its largest group.
 
-    Updates of the whole group, and of one batch of equal matrices [M, N], M <= N: the input, two
-    products of its size and the result, or four [M, M]. A GPU iterates in BF16.
+    The updates of the group, the results so far, and one batch of matrices [M, N], M <= N, of equal
+    size: its input, two products of that size and the result, or four [M, M]. A batch ends after
+    ``MUON_BATCH`` numbers but never within a parameter. A GPU iterates in BF16. The Gram form holds
+    less; dealt-out matrices, of which a rank has few, are taken as its rows.
     """
     groups: dict[str, float] = defaultdict(float)
-    batches: dict[tuple[str, int, int], float] = defaultdict(float)
+    sizes: dict[tuple[str, int, int], float] = defaultdict(float)
+    stacks: dict[tuple[str, int, int], float] = defaultdict(float)
     for x in trained.matrices:
-        count = x.count / (expert_ranks if x.expert else dense_ranks)
-        groups[x.group] += count * x.m * x.n
-        batches[x.group, min(x.m, x.n), max(x.m, x.n)] += count
+        ranks = expert_ranks if x.expert else dense_ranks
+        key, matrix = (x.group, min(x.m, x.n), max(x.m, x.n)), x.m * x.n / ranks
+        groups[x.group] += x.count * matrix
+        sizes[key] += x.count * matrix
+        stacks[key] = max(stacks[key], x.stack * matrix)
     number = 2 if work.kernels else FP32
     most = 0.0
-    for (group, m, n), count in batches.items():
-        size, gram = count * m * n, count * m * m
-        iteration = number * max(4 * size + gram, 2 * size + 4 * gram)
-        most = max(most, FP32 * groups[group] + max(iteration, 2 * FP32 * size))
+    for (group, m, n), size in sizes.items():
+        batch = min(size, MUON_BATCH + stacks[group, m, n])
+        gram = batch * m / n
+        iteration = number * max(4 * batch + gram, 2 * batch + 4 * gram)
+        results = number * (groups[group] - batch)
+        most = max(most, FP32 * groups[group] + results + max(iteration, 2 * FP32 * batch))
     return most

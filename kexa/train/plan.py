@@ -8,8 +8,9 @@
     work       3 forward passes, 4 with recomputation; Newton-Schulz and the head's second logits
                are left out
 
-A micro-batch gathers, scatters and exchanges for itself, so more rows at a time mean less traffic.
-Everything that travels is fp32, as parameters, gradients and activations are. The mesh is that of
+A micro-batch gathers, scatters and exchanges for itself, so more rows at a time mean less traffic;
+what Muon exchanges, once per step and outside the experts, is left out. Everything that travels is
+fp32, as parameters, gradients and activations are. The mesh is that of
 :mod:`kexa.dist`: "ep" is the inner axis, so with 8 ranks on a machine an "ep" of 8 stays inside it.
 Of what a group of ranks gathers or scatters, a machine receives the others' part once, shared by
 its members; what is exchanged goes to every other rank of the group evenly.
