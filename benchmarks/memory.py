@@ -35,7 +35,8 @@ from kexa.model import KexaForCausalLM
 from kexa.model.attention import Context
 from kexa.record import commit, write_atomic
 from kexa.train import build_optimizers, set_numerics
-from kexa.train.memory import Work, memory
+from kexa.train.memory import memory
+from kexa.train.operations import Work
 
 BASE = ModelConfig(
     vocab_size=1000,

@@ -29,7 +29,8 @@ from dataclasses import dataclass
 
 from kexa.config import Config, ConfigError, ModelConfig, PretrainConfig
 from kexa.model.accounting import account, forward_flops
-from kexa.train.memory import FP32, Memory, Work, memory, units
+from kexa.train.memory import Memory, memory
+from kexa.train.operations import FP32, Work, units
 
 MACHINE = 8  # ranks on one machine
 USABLE = 0.9  # of a device's memory

@@ -10,7 +10,8 @@ from kexa.__main__ import main
 from kexa.config import ConfigError, load
 from kexa.model import KexaForCausalLM
 from kexa.train import build_optimizers, plan, set_numerics
-from kexa.train.memory import Work, memory, parameters
+from kexa.train.memory import memory, parameters
+from kexa.train.operations import Work
 from kexa.train.plan import GIB, best, launch_line, plans, report, table
 from tests.train.conftest import CONFIG, OPTIMIZATION
 
