@@ -1,4 +1,4 @@
-"""The ``kexa`` command: ``doctor``, ``data``, ``run``, ``notebooks``.
+"""The ``kexa`` command: ``doctor``, ``data``, ``run``, ``plan``, ``notebooks``.
 
 Exit codes: 0, 1 a notebook or a check failed, 2 a bad argument, config, data source or output
 directory, 130 interrupted, 143 terminated.
@@ -58,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a parameter of the notebooks that have it: -p seed 1",
     )  # fmt: skip
+
+    plan = commands.add_parser("plan", help="which layouts of pretraining fit on how many GPUs")
+    plan.add_argument("--profile", default="full", help="default: %(default)s")
+    plan.add_argument("--gpus", type=int, default=64, help="default: %(default)s")
+    plan.add_argument(
+        "--memory", type=float, default=80, metavar="GIB", help="of each; default: %(default)s"
+    )
 
     notebooks = commands.add_parser("notebooks", help="the .py/.ipynb pairs")
     action = notebooks.add_mutually_exclusive_group(required=True)
@@ -181,6 +188,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from kexa import config
+    from kexa.train.plan import GIB, report
+
+    loaded = config.load(options.profile)
+    for line in report(loaded, options.profile, options.gpus, options.memory * GIB):
+        print(line)
+    return 0
+
+
 def _notebooks(options: argparse.Namespace) -> int:
     from kexa import pairs
     from kexa.config import ROOT
@@ -215,7 +232,7 @@ def _literal(text: str) -> int | float | str:
     return text
 
 
-COMMANDS = {"doctor": _doctor, "data": _data, "run": _run, "notebooks": _notebooks}
+COMMANDS = {"doctor": _doctor, "data": _data, "run": _run, "plan": _plan, "notebooks": _notebooks}
 
 if __name__ == "__main__":
     sys.exit(main())
