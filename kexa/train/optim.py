@@ -144,16 +144,24 @@ def role(name: str) -> str:
     return "gate_up" if module == "gate_up_proj" else "matrix"
 
 
-def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: torch.nn.Module, config: Any, matrices: str = "muon"
+) -> list[torch.optim.Optimizer]:
     """``[Muon, AdamW]`` over the trainable parameters of a model.
 
     Args:
         config: has ``learning_rate`` and ``weight_decay``; :class:`kexa.config.PretrainConfig` is
             one.
+        matrices: "muon", or "adamw" to leave them to AdamW as well, which is then the only one.
+
+    Raises:
+        ValueError: another word for ``matrices``.
 
     Norms do not decay. Matrices fused by rows are split by Muon; see :func:`grouping` for the
     table.
     """
+    if matrices not in ("muon", "adamw"):
+        raise ValueError(f"matrices={matrices!r}; use 'muon' or 'adamw'")
     roles: dict[str, list[Tensor]] = defaultdict(list)
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -162,11 +170,12 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
     muon = [
         {"params": roles[r], "parts": parts}
         for r, parts in (("matrix", 1), ("gate_up", 2))
-        if roles[r]
+        if roles[r] and matrices == "muon"
     ]
+    others = ("embed_tokens", "lm_head", "router", "norm")
     adam = [
         {"params": roles[r], "weight_decay": 0.0 if r == "norm" else decay}
-        for r in ("embed_tokens", "lm_head", "router", "norm")
+        for r in (others if muon else (*others, "matrix", "gate_up"))
         if roles[r]
     ]
     optimizers: list[torch.optim.Optimizer] = []
