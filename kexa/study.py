@@ -193,7 +193,7 @@ def read_text(study: Study) -> Text:
 
 
 def run(study: Study, text: Text, directory: Path) -> list[dict[str, Any]]:
-    """Make the runs that ``directory/NAME.jsonl`` does not hold yet; returns the study's lines.
+    """Make the runs that ``directory/NAME.jsonl`` does not hold yet; returns its lines.
 
     Raises:
         kexa.lock.Busy: another process runs this study into the same directory.
@@ -203,25 +203,23 @@ def run(study: Study, text: Text, directory: Path) -> list[dict[str, Any]]:
     source = environment(configs.load(study.profile), 0)
     del source["seed"]  # every line has its own
     with hold(directory, study.name):
-        lines = read_lines(path)
-        known = {_key(**line) for line in lines}
+        known = {_key(**line) for line in read_lines(path)}
 
         def finish(variant: str, trial: Trial, seed: int) -> None:
             settings = {"variant": variant, "seed": seed, "trial": configs.as_dict(trial)}
             if _key(**settings) not in known:
                 description = f"{study.name}: {variant}, seed {seed}"
                 figures = measure(trial, text, seed, device, description)
-                lines.append(settings | {"figures": figures, "environment": source})
-                append_line(path, lines[-1])
+                append_line(path, settings | {"figures": figures, "environment": source})
 
         for tried in _tuning_trials(study).values():
             for rate, trial in tried.items():
                 finish(f"tune {trial.optimizer} {rate:g}", trial, study.tuning_seed)
-        trials = _tuned(study, _tuning(study, lines))
+        trials = _tuned(study, _tuning(study, read_lines(path)))
         for seed in study.seeds:
             for variant, trial in trials.items():
                 finish(variant, trial, seed)
-    return lines
+        return read_lines(path)
 
 
 def measure(

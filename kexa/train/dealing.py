@@ -14,8 +14,6 @@ work and holds no other matrix in whole. A stack [E, m, n] needs none of this: w
 dimension 0 leaves the matrices whole.
 
 chosen: no overlap of communication with work; the report does not say how Muon was sharded.
-
-Legend: R ranks.
 """
 
 from __future__ import annotations
@@ -26,12 +24,16 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether it is a DTensor, told without importing those, which takes half a second."""
+    return hasattr(x, "placements")
 
 
 def local(x: Tensor) -> Tensor:
     """What this rank holds of a tensor: the storage itself, to be written to."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_distributed(x) else x
 
 
 def row_group(p: Tensor) -> dist.ProcessGroup | None:
@@ -40,14 +42,14 @@ def row_group(p: Tensor) -> dist.ProcessGroup | None:
     Raises:
         ValueError: a sharding that cuts matrices in another way.
     """
-    if not isinstance(p, DTensor):
+    if not is_distributed(p):
         return None
-    cuts = [i for i, placement in enumerate(p.placements) if not isinstance(placement, Replicate)]
+    cuts = [i for i, placement in enumerate(p.placements) if not placement.is_replicate()]
     # FSDP2 on top of another cut of the same dimension has a placement of its own class
     dims = [getattr(p.placements[i], "dim", None) for i in cuts]
     if all(dim is not None and dim < p.ndim - 2 for dim in dims):
         return None
-    if p.ndim == 2 and len(cuts) == 1 and p.placements[cuts[0]] == Shard(0):
+    if p.ndim == 2 and len(cuts) == 1 and p.placements[cuts[0]].is_shard(0):
         return p.device_mesh.get_group(cuts[0])
     raise ValueError(
         f"Muon cannot gather a parameter of shape {tuple(p.shape)} placed as {p.placements}: shard "
