@@ -1,4 +1,4 @@
-"""The ``kexa`` command: ``doctor``, ``data``, ``run``, ``plan``, ``notebooks``.
+"""The ``kexa`` command: ``doctor``, ``data``, ``run``, ``study``, ``plan``, ``notebooks``.
 
 Exit codes: 0, 1 a notebook or a check failed, 2 a bad argument, config, data source or output
 directory, 130 interrupted, 143 terminated.
@@ -58,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a parameter of the notebooks that have it: -p seed 1",
     )  # fmt: skip
+
+    study = commands.add_parser("study", help="make the runs of a seeded comparison, and read them")
+    study.add_argument("name", metavar="NAME", help="a study of configs/studies.toml")
+    study.add_argument("--out", default="", metavar="DIR", help="default: studies/")
+    study.add_argument(
+        "--check", action="store_true", help="a handful of steps per run, kept nowhere"
+    )
 
     plan = commands.add_parser("plan", help="which layouts of pretraining fit on how many GPUs")
     plan.add_argument("--profile", default="full", help="default: %(default)s")
@@ -188,6 +195,22 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _study(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from kexa import study
+
+    chosen = study.load(options.name)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(options.out or study.RESULTS)
+        if options.check:
+            chosen, out = study.shortened(chosen), Path(temporary)
+        lines = study.run(chosen, study.read_text(chosen), out)
+    for line in study.report(chosen, lines):
+        print(line)
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from kexa import config
     from kexa.train.plan import GIB, report
@@ -230,9 +253,3 @@ def _literal(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-COMMANDS = {"doctor": _doctor, "data": _data, "run": _run, "plan": _plan, "notebooks": _notebooks}
-
-if __name__ == "__main__":
-    sys.exit(main())

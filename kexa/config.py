@@ -428,12 +428,10 @@ def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
     if path.suffix != ".toml":
         path = ROOT / "configs" / f"{profile}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "configs").glob("*.toml")))
+        profiles = {p.stem for p in (ROOT / "configs").glob("*.toml")} - {"studies"}
+        known = ", ".join(sorted(profiles))
         raise ConfigError(f"no profile {str(profile)!r}: use {known} or the path of a .toml file")
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
+    tree = read_toml(path)
     for dotted, value in (overrides or {}).items():
         _override(tree, dotted, value)
     tree["profile"] = path.stem
@@ -445,7 +443,19 @@ def load(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Con
                 f"model.vocab_size={given} but tokenizer.vocab_size={vocab_size}; "
                 "set tokenizer.vocab_size only"
             )
-    return _build(Config, tree, "")
+    return build(Config, tree, "")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts.
+
+    Raises:
+        ConfigError: it is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -464,7 +474,12 @@ def _override(tree: dict, dotted: str, value: Any) -> None:
     node[leaf] = value
 
 
-def _build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+def build(cls: type, tree: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from nested dicts, strictly. ``where`` is the dotted path that errors name.
+
+    Raises:
+        ConfigError: unknown key; missing key; value of the wrong type.
+    """
     hints = typing.get_type_hints(cls)
     for key in tree:
         if key not in hints:
@@ -483,7 +498,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a section, got {value!r}")
-        return _build(hint, value, where)
+        return build(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")

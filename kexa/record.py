@@ -200,10 +200,14 @@ def environment(config: Config, seed: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``+changes`` when tracked files differ from it."""
+    """The checkout's commit, with ``+changes`` when tracked files differ from it.
+
+    The growing results of ``studies/`` are no change: they are written, not run.
+    """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", ".", ":!studies")
+        return head + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "no git checkout"
 

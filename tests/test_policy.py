@@ -37,7 +37,7 @@ LAYERS = (
     ("train", "dist", "interop"),
     ("longctx", "post"),
     ("agents", "eval"),
-    ("__main__", "doctor", "notebook", "pairs", "pipeline", "plot", "report"),
+    ("__main__", "doctor", "notebook", "pairs", "pipeline", "plot", "report", "study"),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 

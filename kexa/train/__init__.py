@@ -2,18 +2,21 @@
 
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, TrainingDiverged, fit
-from kexa.train.optim import Muon, build_adamw, build_optimizers, grouping, orthogonalize
-from kexa.train.schedule import wsd
+from kexa.train.newton_schulz import orthogonalize, orthogonalize_flops
+from kexa.train.optim import Muon, build_adamw, build_optimizers, grouping
+from kexa.train.schedule import branched, wsd
 
 __all__ = [
     "Muon",
     "Step",
     "TrainingDiverged",
+    "branched",
     "build_adamw",
     "build_optimizers",
     "fit",
     "grouping",
     "orthogonalize",
+    "orthogonalize_flops",
     "set_numerics",
     "wsd",
 ]

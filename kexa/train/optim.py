@@ -10,17 +10,19 @@ size [m, n]:
     W <- W (1 - lr * decay) - lr * 0.2 * sqrt(max(m, n)) * O
 
 The factor 0.2 sqrt(max(m, n)) gives the update the root mean square of an AdamW update, so both
-optimizers share one learning rate. Newton-Schulz runs five steps X <- aX + (bA + cA^2) X with A =
-X X^T, which needs matrix products only; it ends with singular values between about 0.7 and 1.2,
-not at 1.
+optimizers share one learning rate. Newton-Schulz ends with singular values between about 0.7 and
+1.2, not at 1: :mod:`kexa.train.newton_schulz`.
+
+Parameters may be sharded by FSDP2. Momentum, decay and weights stay where they are; of matrices
+whose rows are cut every rank orthogonalises its share, and nobody gathers all of them:
+:mod:`kexa.train.dealing`. Stacks of experts are cut between experts and need no communication.
 
 reported: Muon in all stages (the report cites Moonlight).
 not reported: its hyper-parameters and what bypasses it. chosen: Moonlight's (mu = 0.95, Nesterov,
 decay 0.1, AdamW with betas 0.9 and 0.95 for embedding, head and norms); the router also stays
 with AdamW, since its rows are one vector per expert rather than a map between feature spaces.
 chosen: a stack [E, m, n] is E matrices, and fused gate and up weights [E, 2F, D] are 2E: each is
-orthogonalised alone, as it would be unfused. Newton-Schulz runs in fp32 on CPU and in bf16 on
-GPU.
+orthogonalised alone, as it would be unfused.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+from kexa.train.dealing import Dealing, deal, local, row_group
+from kexa.train.newton_schulz import orthogonalize_all, orthogonalize_flops
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with decoupled weight decay for parameters of shape ``[..., m, n]``.
+    """Muon with decoupled weight decay for parameters of shape ``[..., m, n]``, sharded or not.
 
     Args:
         params: parameters or groups. A group may set ``parts``: how many matrices lie side by side
@@ -72,7 +75,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient. Matrices of one size share a batch."""
+        """One update of every parameter that has a gradient: on all ranks the same parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -84,11 +87,12 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        moments = [self.state[p]["momentum"] for p in params]
+        weights = [local(p) for p in params]
+        grads = [local(p.grad) for p in params]
+        moments = [local(self.state[p]["momentum"]) for p in params]
         torch._foreach_mul_(moments, group["momentum"])
         torch._foreach_add_(moments, grads)
         updates = (
@@ -96,40 +100,47 @@ class Muon(torch.optim.Optimizer):
             if group["nesterov"]
             else moments
         )
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
 
-        batches: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for p, update in zip(params, updates, strict=True):
-            m, n = p.shape[-2] // group["parts"], p.shape[-1]
-            wide = (lambda x: x) if m <= n else (lambda x: x.mT)
-            # views, so that adding to the second writes the parameter
-            pair = tuple(wide(x.view(-1, m, n)) for x in (update, p))
-            batches[min(m, n), max(m, n), p.dtype, p.device].append(pair)
-        for (_, longer, *_), pairs in batches.items():
-            o_BMN = orthogonalize(torch.cat([update for update, _ in pairs]))
-            step = -group["lr"] * 0.2 * math.sqrt(longer)
-            for (_, p), o in zip(pairs, o_BMN.split([len(p) for _, p in pairs]), strict=True):
-                p.add_(o.to(p.dtype), alpha=step)
+        whole, cut = [], defaultdict(list)  # cut: matrices of which this rank holds some rows
+        for p, weight, update in zip(params, weights, updates, strict=True):
+            ranks = row_group(p)
+            if ranks is not None:
+                cut[ranks, p.dtype].append((p.shape, weight, update))
+            elif weight.numel():  # of a short stack a rank may hold nothing
+                whole.append((weight, update))
+        self._update_whole(group, whole)
+        for (ranks, _), members in cut.items():
+            self._update_cut(group, members, ranks)
+
+    def _update_whole(self, group: dict[str, Any], members: list[tuple[Tensor, Tensor]]) -> None:
+        stacks = [_matrices(update, group["parts"]) for _, update in members]
+        changes = orthogonalize_all(stacks)
+        for (weight, _), o_BMN in zip(members, changes, strict=True):
+            m, n = o_BMN.shape[1:]
+            weight.view(-1, m, n).add_(o_BMN.to(weight.dtype), alpha=_scale(group, m, n))
+
+    def _update_cut(
+        self, group: dict[str, Any], members: list[tuple], ranks: dist.ProcessGroup
+    ) -> None:
+        sizes = [tuple(shape) for shape, _, _ in members]
+        costs = [orthogonalize_flops(m, n) for m, n in sizes]
+        dealing = Dealing(sizes, deal(costs, ranks.size()), ranks)
+        owned = dealing.gather([update for _, _, update in members])
+        changes = orthogonalize_all([_matrices(x, group["parts"]) for x in owned])
+        rows = dealing.scatter([o_BMN.flatten(0, 1) for o_BMN in changes], members[0][1])
+        for ((m, n), weight, _), o in zip(members, rows, strict=True):
+            weight.add_(o.to(weight.dtype), alpha=_scale(group, m // group["parts"], n))
 
 
-def orthogonalize(x: Tensor) -> Tensor:
-    """Newton-Schulz on ``[..., m, n]``: singular values go to about 1, singular vectors stay.
+def _matrices(x: Tensor, parts: int) -> Tensor:
+    """``[..., parts * m, n]`` as a stack ``[B, m, n]``."""
+    return x.view(-1, x.shape[-2] // parts, x.shape[-1])
 
-    Returns a new tensor of the same shape, in the dtype it ran in: fp32 on CPU, bf16 on GPU, and
-        fp64 for fp64.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    if x.dtype != torch.float64:
-        x = x.float()
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    if x.is_cuda and x.dtype != torch.float64:
-        x = x.bfloat16()
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        a_MM = x @ x.mT
-        x = a * x + (b * a_MM + c * (a_MM @ a_MM)) @ x
-    return x.mT if tall else x
+
+def _scale(group: dict[str, Any], m: int, n: int) -> float:
+    """What multiplies O of a matrix [m, n]."""
+    return -group["lr"] * 0.2 * math.sqrt(max(m, n))
 
 
 def role(name: str) -> str:
@@ -144,16 +155,24 @@ def role(name: str) -> str:
     return "gate_up" if module == "gate_up_proj" else "matrix"
 
 
-def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: torch.nn.Module, config: Any, matrices: str = "muon"
+) -> list[torch.optim.Optimizer]:
     """``[Muon, AdamW]`` over the trainable parameters of a model.
 
     Args:
         config: has ``learning_rate`` and ``weight_decay``; :class:`kexa.config.PretrainConfig` is
             one.
+        matrices: "muon", or "adamw" to leave them to AdamW as well, which is then the only one.
+
+    Raises:
+        ValueError: another word for ``matrices``.
 
     Norms do not decay. Matrices fused by rows are split by Muon; see :func:`grouping` for the
     table.
     """
+    if matrices not in ("muon", "adamw"):
+        raise ValueError(f"matrices={matrices!r}; use 'muon' or 'adamw'")
     roles: dict[str, list[Tensor]] = defaultdict(list)
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -162,11 +181,12 @@ def build_optimizers(model: torch.nn.Module, config: Any) -> list[torch.optim.Op
     muon = [
         {"params": roles[r], "parts": parts}
         for r, parts in (("matrix", 1), ("gate_up", 2))
-        if roles[r]
+        if roles[r] and matrices == "muon"
     ]
+    others = ("embed_tokens", "lm_head", "router", "norm")
     adam = [
         {"params": roles[r], "weight_decay": 0.0 if r == "norm" else decay}
-        for r in ("embed_tokens", "lm_head", "router", "norm")
+        for r in (others if muon else (*others, "matrix", "gate_up"))
         if roles[r]
     ]
     optimizers: list[torch.optim.Optimizer] = []

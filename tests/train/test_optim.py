@@ -59,10 +59,11 @@ def test_muon_equals_a_loop_over_matrices(shape, parts, nesterov):
         torch.testing.assert_close(w, reference, rtol=0, atol=1e-12)
 
 
-def test_fp32_equals_the_loop_to_rounding():
+@pytest.mark.parametrize("shape", [(4, 24, 16), (2, 512, 1024)])  # the second in Gram form
+def test_fp32_equals_the_loop_to_rounding(shape):
     torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(4, 24, 16))
-    before, p.grad = p.detach().clone(), torch.randn(4, 24, 16)
+    p = torch.nn.Parameter(torch.randn(shape))
+    before, p.grad = p.detach().clone(), torch.randn(shape)
     expected = plain_muon(before, [p.grad], 0.1, 0.1, 0.95, True)
     Muon([p], lr=0.1).step()
     torch.testing.assert_close(p.detach().double(), torch.stack(expected), rtol=0, atol=1e-6)
@@ -96,6 +97,24 @@ def test_momentum_of_bf16_parameters_is_the_sum_of_gradients(nesterov):
     assert torch.equal(p.grad, torch.full_like(g, 2.0))
     optimizer.step()
     torch.testing.assert_close(optimizer.state[p]["momentum"], g * 1.95, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_of_bf16_parameters_follows_fp64(nesterov):
+    """Each step rounds the buffer twice, by at most 2^-9 of it; older roundings fade with mu."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(2, 16, 24, dtype=torch.bfloat16))
+    optimizer = Muon([p], lr=0.1, nesterov=nesterov)
+    reference = torch.zeros(2, 16, 24, dtype=torch.float64)
+    largest = 0.0
+    for step in range(8):
+        p.grad = torch.randn(2, 16, 24).bfloat16()
+        reference = 0.95 * reference + p.grad.double()
+        largest = max(largest, float(reference.abs().max()))
+        optimizer.step()
+        error = (optimizer.state[p]["momentum"].double() - reference).abs().max()
+        assert error <= (step + 1) * 2 * 2**-9 * largest
+    assert p.isfinite().all() and p.dtype == torch.bfloat16
 
 
 def test_zero_gradient_leaves_only_decay():
@@ -133,6 +152,16 @@ def test_every_parameter_has_one_optimizer(model):
     }
     split = [names[p] for g in muon.param_groups if g["parts"] == 2 for p in g["params"]]
     assert len(split) == 3 and all(name.endswith("experts.gate_up_proj") for name in split)
+
+
+def test_adamw_alone_takes_every_parameter_and_decays_no_norm(model):
+    (adam,) = build_optimizers(model, OPTIMIZATION, "adamw")
+    taken = [p for group in adam.param_groups for p in group["params"]]
+    assert {id(p) for p in taken} == {id(p) for p in model.parameters()}
+    for group in adam.param_groups:
+        assert (group["weight_decay"] == 0) == all(p.ndim == 1 for p in group["params"])
+    with pytest.raises(ValueError, match="'sgd'; use 'muon' or 'adamw'"):
+        build_optimizers(model, OPTIMIZATION, "sgd")
 
 
 def test_norms_do_not_decay(model):
