@@ -253,3 +253,16 @@ def _literal(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+COMMANDS = {
+    "doctor": _doctor,
+    "data": _data,
+    "run": _run,
+    "study": _study,
+    "plan": _plan,
+    "notebooks": _notebooks,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,9 +24,8 @@ from typing import NamedTuple
 
 from kexa.config import ModelConfig
 from kexa.model.accounting import account
+from kexa.train.newton_schulz import BATCH
 from kexa.train.operations import FP32, Unit, Work, units
-
-MUON_BATCH = 2**27  # numbers that Muon orthogonalises at once
 
 
 class Matrices(NamedTuple):
@@ -209,7 +208,7 @@ def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ran
 
     The updates of the group, the results so far, and one batch of matrices [M, N], M <= N, of equal
     size: its input, two products of that size and the result, or four [M, M]. A batch ends after
-    ``MUON_BATCH`` numbers but never within a parameter. A GPU iterates in BF16. The Gram form holds
+    ``BATCH`` numbers but never within a parameter. A GPU iterates in BF16. The Gram form holds
     less; dealt-out matrices, of which a rank has few, are taken as its rows.
     """
     groups: dict[str, float] = defaultdict(float)
@@ -224,7 +223,7 @@ def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ran
     number = 2 if work.kernels else FP32
     most = 0.0
     for (group, m, n), size in sizes.items():
-        batch = min(size, MUON_BATCH + stacks[group, m, n])
+        batch = min(size, BATCH + stacks[group, m, n])
         gram = batch * m / n
         iteration = number * max(4 * batch + gram, 2 * batch + 4 * gram)
         results = number * (groups[group] - batch)
