@@ -31,6 +31,7 @@ from kexa.model.cache import Cache, LayerCache
 from kexa.model.linear import Head, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
+from kexa.model.step import takes_step
 
 
 class Loss(NamedTuple):
@@ -58,6 +59,8 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+        if takes_step(self, context, cache):
+            return cache.layer_step(x_BTD, context, cache)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if self.is_sparse:
@@ -243,7 +246,8 @@ class KexaForCausalLM(nn.Module):
             step = cache.begin(*x_BTD.shape[:2], padding_B)
             positions = step.positions_BT[:, None]
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
-        return Context(cos, sin, document_ids_BT, step, balance)
+        turn = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        return Context(cos, sin, turn, document_ids_BT, step, balance)
 
     def _cross_entropy(
         self,
