@@ -6,7 +6,7 @@ and the same weights, written for that case:
 
     q, k, v             one product; q and k are normed and rotated as one tensor
     gate and up         one product, of the shared expert too
-    RMSNorm, fp32       y = x w sqrt(D) / hypot(|x|, sqrt(D eps)),  which is x w / sqrt(mean x^2 + eps)
+    RMSNorm, fp32       x w sqrt(D) / hypot(|x|, sqrt(D eps)), which is x w / sqrt(mean x^2 + eps)
     residual sums       inside the products that they follow
     experts             for each expert that was chosen two products with its own matrices
 
