@@ -8,7 +8,8 @@ double when full.
 
 Rows of a batch advance separately: ``length_B`` is the number of columns a row has filled and
 ``start_B`` how many of the first ones are left padding. What a slot holds follows from those two
-numbers, so taking tokens back only lowers ``length_B``; stale slots fall outside every mask.
+numbers, so taking tokens back only lowers ``length_B``; stale slots fall outside every mask. While
+all rows are of one length, new tokens go to the same slots in each and are stored as one slice.
 
 A call on an empty cache may bring any number of tokens. Later calls bring at most ``chunk``.
 

@@ -14,6 +14,9 @@ boundary; a negative document id marks padding. Initial values (inferred from
 ``initializer_range``): every matrix, router and embedding normal with that deviation, norms one,
 correction bias zero.
 
+Behind a prompt in a cache, where nothing is learnt, a CPU takes the layers' short form: see
+``step``.
+
 Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E experts.
 """
 
