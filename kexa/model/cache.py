@@ -157,14 +157,18 @@ class Cache:
                 self.start_B = padding_B
         else:
             step.start_B = self.start_B
-            held, keys = self.layers[0].key_BGSK, self.longest + new_tokens
-            window = visible_slots(positions_BT, self.start_B, ring, self.window)
-            step.window_mask = held.new_zeros(window.shape).masked_fill_(~window, float("-inf"))
-            every = visible_slots(positions_BT, self.start_B, keys, None)
-            step.global_mask = held.new_zeros(every.shape).masked_fill_(~every, float("-inf"))
+            if any(layer.slots is not None for layer in self.layers):
+                step.window_mask = self._mask(positions_BT, ring, self.window)
+            if any(layer.slots is None for layer in self.layers):
+                step.global_mask = self._mask(positions_BT, self.longest + new_tokens, None)
         self.length_B = self.length_B + new_tokens
         self.longest += new_tokens
         return step
+
+    def _mask(self, positions_BT: Tensor, slots: int, window: int | None) -> Tensor:
+        seen = visible_slots(positions_BT, self.start_B, slots, window)
+        zeros = self.layers[0].key_BGSK.new_zeros(seen.shape)
+        return zeros.masked_fill_(~seen, float("-inf"))
 
     def roll_back(self, tokens: int | Tensor) -> None:
         """Forget the last ``tokens`` columns: one number for all rows, or one per row [B].

@@ -154,7 +154,7 @@ class KexaForCausalLM(nn.Module):
         A list given as ``balance`` receives the balance loss of every sparse layer.
         """
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        context = self._context(x_BTD, document_ids_BT, cache, balance)
+        context = self._context(self.model.layers, x_BTD, document_ids_BT, cache, balance)
         caches = [None] * len(self.model.layers) if cache is None else cache.layers
         for layer, layer_cache in zip(self.model.layers, caches, strict=True):
             x_BTD = layer(x_BTD, context, layer_cache)
@@ -171,7 +171,7 @@ class KexaForCausalLM(nn.Module):
 
         At t it reads ``hidden_BTD[:, t]`` and the token at t + 1, which is ``next_ids_BT[:, t]``.
         """
-        context = self._context(hidden_BTD, document_ids_BT, cache)
+        context = self._context(self.mtp.layers, hidden_BTD, document_ids_BT, cache)
         embedding_BTD = F.embedding(next_ids_BT, self.model.embed_tokens.weight)
         layer_cache = None if cache is None else cache.layers[0]
         return self.mtp(embedding_BTD, hidden_BTD, context, layer_cache)
@@ -237,6 +237,7 @@ class KexaForCausalLM(nn.Module):
 
     def _context(
         self,
+        layers: nn.ModuleList,
         x_BTD: Tensor,
         document_ids_BT: Tensor | None,
         cache: Cache | None,
@@ -248,8 +249,11 @@ class KexaForCausalLM(nn.Module):
             padding_B = None if document_ids_BT is None else (document_ids_BT < 0).sum(1)
             step = cache.begin(*x_BTD.shape[:2], padding_B)
             positions = step.positions_BT[:, None]
-        cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
-        turn = torch.cat((-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]), dim=-1)
+        cos = sin = turn = None
+        if any(layer.self_attn.use_rope for layer in layers):
+            head_dim, theta = self.config.head_dim, self.config.rope_theta
+            cos, sin = rope_table(positions, head_dim, theta, x_BTD.dtype)
+            turn = torch.cat((-sin[..., : head_dim // 2], sin[..., head_dim // 2 :]), dim=-1)
         return Context(cos, sin, turn, document_ids_BT, step, balance)
 
     def _cross_entropy(
