@@ -44,5 +44,6 @@ def chosen_path(device: torch.device) -> list[str]:
         "  window attention: blocks of the window, as a dense mask computes what it hides",
         "  experts: their own rows only, so experts without tokens cost nothing",
         "  loss: slices of logits, as all of them would not stay in cache",
+        "  decoding: joined products and few operations, as each costs as much as one token's work",
         "  bf16: " + ("in hardware: half the bytes" if bf16 else "emulated: fp32 is faster"),
     ]

@@ -34,8 +34,10 @@ from kexa.model.linear import Linear, RMSNorm
 class Context:
     """What all layers of one forward call share."""
 
-    cos_TK: Tensor  # [T, K], or [B, 1, T, K] when rows stand at different positions
-    sin_TK: Tensor
+    # [T, K], or [B, 1, T, K] when rows stand at different positions; None where no layer has RoPE
+    cos_TK: Tensor | None
+    sin_TK: Tensor | None
+    turn_TK: Tensor | None  # sin_TK, negative in the first half: what multiplies exchanged halves
     document_ids_BT: Tensor | None
     step: Step | None  # None without a cache
     balance: list[Tensor] | None = None  # sparse layers append their balance loss where asked for

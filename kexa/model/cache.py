@@ -8,7 +8,8 @@ double when full.
 
 Rows of a batch advance separately: ``length_B`` is the number of columns a row has filled and
 ``start_B`` how many of the first ones are left padding. What a slot holds follows from those two
-numbers, so taking tokens back only lowers ``length_B``; stale slots fall outside every mask.
+numbers, so taking tokens back only lowers ``length_B``; stale slots fall outside every mask. While
+all rows are of one length, new tokens go to the same slots in each and are stored as one slice.
 
 A call on an empty cache may bring any number of tokens. Later calls bring at most ``chunk``.
 
@@ -19,11 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kexa.kernels.decode.reference import visible_slots
+
+if TYPE_CHECKING:
+    from kexa.model.step import LayerStep
 
 
 @dataclass
@@ -32,10 +37,9 @@ class Step:
 
     positions_BT: Tensor
     window_slots_BT: Tensor
-    window_mask: (
-        Tensor | None
-    )  # [B, 1, T, S]; None on an empty cache: nothing but the call's own tokens
-    global_mask: Tensor | None
+    column: int | None  # where the tokens begin, if that is one place for all rows
+    window_mask: Tensor | None = None  # [B, 1, T, S], 0 or -inf, to be added to scores;
+    global_mask: Tensor | None = None  # None on an empty cache: only the call's own tokens count
     start_B: Tensor | None = None  # columns of left padding, where there is a mask
 
 
@@ -46,6 +50,8 @@ class LayerCache:
         self.slots = None if window is None else window + chunk
         self.key_BGSK: Tensor | None = None
         self.value_BGSK: Tensor | None = None
+        self.takes_step: bool | None = None  # see kexa.model.step, which sets both
+        self.layer_step: LayerStep | None = None
 
     def update(
         self, key_BGTK: Tensor, value_BGTK: Tensor, step: Step
@@ -58,10 +64,26 @@ class LayerCache:
         mask = step.global_mask if self.slots is None else step.window_mask
         seen = self.slots or (mask.shape[-1] if mask is not None else slots_BT.shape[1])
         self._reserve(key_BGTK, seen)
-        rows_B1 = torch.arange(len(slots_BT), device=slots_BT.device)[:, None]
-        self.key_BGSK[rows_B1, :, slots_BT] = key_BGTK.transpose(1, 2)
-        self.value_BGSK[rows_B1, :, slots_BT] = value_BGTK.transpose(1, 2)
+        run = self._run(step, key_BGTK.shape[2])
+        if run is not None:
+            self.key_BGSK[:, :, run] = key_BGTK
+            self.value_BGSK[:, :, run] = value_BGTK
+        else:
+            rows_B1 = torch.arange(len(slots_BT), device=slots_BT.device)[:, None]
+            self.key_BGSK[rows_B1, :, slots_BT] = key_BGTK.transpose(1, 2)
+            self.value_BGSK[rows_B1, :, slots_BT] = value_BGTK.transpose(1, 2)
         return self.key_BGSK[:, :, :seen], self.value_BGSK[:, :, :seen], mask
+
+    def _run(self, step: Step, stored: int) -> slice | None:
+        """The slots of the step's last ``stored`` tokens, if they are one run for all rows."""
+        if step.column is None:
+            return None
+        first = step.column + step.positions_BT.shape[1] - stored
+        if self.slots is not None:
+            first %= self.slots
+            if first + stored > self.slots:
+                return None
+        return slice(first, first + stored)
 
     def _reserve(self, like_BGTK: Tensor, slots: int) -> None:
         have = 0 if self.key_BGSK is None else self.key_BGSK.shape[2]
@@ -104,6 +126,7 @@ class Cache:
         self.length_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.start_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest = 0  # upper bound of length_B that needs no device read
+        self.level = True  # whether all rows are known to be that long
 
     def begin(self, batch_size: int, new_tokens: int, padding_B: Tensor | None) -> Step:
         """Advance every row by ``new_tokens`` and work out slots and masks once for all layers.
@@ -127,18 +150,25 @@ class Cache:
         device = self.length_B.device
         positions_BT = self.length_B[:, None] + torch.arange(new_tokens, device=device)
         ring = self.window + self.chunk
-        step = Step(positions_BT, positions_BT % ring, None, None)
+        column = self.longest if self.level else None
+        step = Step(positions_BT, positions_BT % ring, column)
         if empty:
             if padding_B is not None:
                 self.start_B = padding_B
         else:
             step.start_B = self.start_B
-            step.window_mask = visible_slots(positions_BT, self.start_B, ring, self.window)
-            keys = self.longest + new_tokens
-            step.global_mask = visible_slots(positions_BT, self.start_B, keys, None)
+            if any(layer.slots is not None for layer in self.layers):
+                step.window_mask = self._mask(positions_BT, ring, self.window)
+            if any(layer.slots is None for layer in self.layers):
+                step.global_mask = self._mask(positions_BT, self.longest + new_tokens, None)
         self.length_B = self.length_B + new_tokens
         self.longest += new_tokens
         return step
+
+    def _mask(self, positions_BT: Tensor, slots: int, window: int | None) -> Tensor:
+        seen = visible_slots(positions_BT, self.start_B, slots, window)
+        zeros = self.layers[0].key_BGSK.new_zeros(seen.shape)
+        return zeros.masked_fill_(~seen, float("-inf"))
 
     def roll_back(self, tokens: int | Tensor) -> None:
         """Forget the last ``tokens`` columns: one number for all rows, or one per row [B].
@@ -154,7 +184,7 @@ class Cache:
                 "(the chunk) and no more than a row holds"
             )
         self.length_B = self.length_B - tokens_B
-        self.longest = int(self.length_B.max())
+        self._measure()
 
     def set_chunk(self, chunk: int) -> None:
         """Go on with another ``chunk``: rings shrink or grow to it, what a window sees is kept."""
@@ -177,10 +207,15 @@ class Cache:
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows [R] (int64): finished ones left out, a prompt's row repeated."""
         self.length_B, self.start_B = self.length_B[rows], self.start_B[rows]
-        self.longest = int(self.length_B.max()) if len(rows) else 0
+        self._measure()
         for layer in self.layers:
             if layer.key_BGSK is not None:
                 layer.key_BGSK, layer.value_BGSK = layer.key_BGSK[rows], layer.value_BGSK[rows]
+
+    def _measure(self) -> None:
+        lengths = self.length_B.tolist()
+        self.longest = max(lengths, default=0)
+        self.level = min(lengths, default=0) == self.longest
 
     def numel(self) -> int:
         """Numbers held in all buffers (keys and values)."""

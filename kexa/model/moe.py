@@ -119,7 +119,12 @@ class SparseMoE(nn.Module):
         return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
 
     def route(self, scores_NE: Tensor) -> Routing:
-        """Experts, gates and order of all pairs: top K of biased scores within the best groups."""
+        """Experts, gates and order of all pairs."""
+        keys_NE = self.selection_keys(scores_NE)
+        return route(scores_NE, keys_NE, self.top_k, self.normalise, self.scale)
+
+    def selection_keys(self, scores_NE: Tensor) -> Tensor:
+        """What the top K are taken of: biased scores within the best groups."""
         biased_NE = scores_NE.detach() + self.e_score_correction_bias
         if self.n_group > 1:
             grouped = biased_NE.unflatten(1, (self.n_group, -1))
@@ -127,7 +132,7 @@ class SparseMoE(nn.Module):
             best = group_score.topk(self.topk_group, dim=-1).indices
             kept = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, best, True)
             biased_NE = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
-        return route(scores_NE, biased_NE, self.top_k, self.normalise, self.scale)
+        return biased_NE
 
     def _balance(self, scores_BTE: Tensor, real_BT: Tensor | None) -> Tensor:
         top_BTK = scores_BTE.detach().topk(self.top_k, dim=-1).indices

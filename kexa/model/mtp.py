@@ -23,6 +23,7 @@ from kexa.config import ModelConfig
 from kexa.model.attention import Attention, Context
 from kexa.model.cache import LayerCache
 from kexa.model.linear import Linear, RMSNorm, SwiGLU
+from kexa.model.step import takes_step
 
 
 class MTPLayer(nn.Module):
@@ -36,6 +37,8 @@ class MTPLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        if takes_step(self, context, cache):
+            return cache.layer_step(x_BTD, context, cache)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 

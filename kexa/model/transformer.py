@@ -15,6 +15,9 @@ predicted across a boundary; a negative document id marks padding. Initial value
 ``initializer_range``): every matrix, router and embedding normal with that deviation, norms one,
 correction bias zero.
 
+Behind a prompt in a cache, where nothing is learnt, a CPU takes the layers' short form: see
+``step``.
+
 Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E experts.
 """
 
@@ -32,6 +35,7 @@ from kexa.model.cache import Cache, LayerCache
 from kexa.model.linear import Head, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
+from kexa.model.step import takes_step
 
 
 class Loss(NamedTuple):
@@ -59,6 +63,8 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+        if takes_step(self, context, cache):
+            return cache.layer_step(x_BTD, context, cache)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if self.is_sparse:
@@ -149,7 +155,7 @@ class KexaForCausalLM(nn.Module):
         A list given as ``balance`` receives the balance loss of every sparse layer.
         """
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        context = self._context(x_BTD, document_ids_BT, cache, balance)
+        context = self._context(self.model.layers, x_BTD, document_ids_BT, cache, balance)
         caches = [None] * len(self.model.layers) if cache is None else cache.layers
         for layer, layer_cache in zip(self.model.layers, caches, strict=True):
             x_BTD = layer(x_BTD, context, layer_cache)
@@ -166,7 +172,7 @@ class KexaForCausalLM(nn.Module):
 
         At t it reads ``hidden_BTD[:, t]`` and the token at t + 1, which is ``next_ids_BT[:, t]``.
         """
-        context = self._context(hidden_BTD, document_ids_BT, cache)
+        context = self._context(self.mtp.layers, hidden_BTD, document_ids_BT, cache)
         embedding_BTD = F.embedding(next_ids_BT, self.model.embed_tokens.weight)
         layer_cache = None if cache is None else cache.layers[0]
         return self.mtp(embedding_BTD, hidden_BTD, context, layer_cache)
@@ -234,6 +240,7 @@ class KexaForCausalLM(nn.Module):
 
     def _context(
         self,
+        layers: nn.ModuleList,
         x_BTD: Tensor,
         document_ids_BT: Tensor | None,
         cache: Cache | None,
@@ -245,8 +252,12 @@ class KexaForCausalLM(nn.Module):
             padding_B = None if document_ids_BT is None else (document_ids_BT < 0).sum(1)
             step = cache.begin(*x_BTD.shape[:2], padding_B)
             positions = step.positions_BT[:, None]
-        cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta, x_BTD.dtype)
-        return Context(cos, sin, document_ids_BT, step, balance)
+        cos = sin = turn = None
+        if any(layer.self_attn.use_rope for layer in layers):
+            head_dim, theta = self.config.head_dim, self.config.rope_theta
+            cos, sin = rope_table(positions, head_dim, theta, x_BTD.dtype)
+            turn = torch.cat((-sin[..., : head_dim // 2], sin[..., head_dim // 2 :]), dim=-1)
+        return Context(cos, sin, turn, document_ids_BT, step, balance)
 
     def _cross_entropy(
         self,
