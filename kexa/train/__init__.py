@@ -1,13 +1,15 @@
 """Training: Muon and AdamW, the WSD schedule, FP8 numerics, the loop and its checkpoints."""
 
 from kexa.train.fp8 import set_numerics
-from kexa.train.loop import Step, TrainingDiverged, fit
+from kexa.train.loop import Interrupted, Step, Stopwatch, TrainingDiverged, fit
 from kexa.train.optim import Muon, build_adamw, build_optimizers, grouping, orthogonalize
 from kexa.train.schedule import wsd
 
 __all__ = [
+    "Interrupted",
     "Muon",
     "Step",
+    "Stopwatch",
     "TrainingDiverged",
     "build_adamw",
     "build_optimizers",

@@ -10,8 +10,12 @@ uninterrupted one bit for bit. A resumed run first yields the records of the ste
 repeat, so whoever consumes the generator sees the same stream either way.
 
 The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
-``spike`` times the median of the last 64 norms; ten skips in a row stop the run. On SIGTERM the
-step in progress is finished and saved, then the process ends by that signal.
+``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
+
+On SIGTERM, as a scheduler sends it before it takes a machine away, the step in progress is finished
+and saved and :class:`Interrupted` is raised: whoever drives the run must not take it for finished.
+A notebook's cell stops there; a training command catches it and exits with 0. Without a checkpoint
+directory there is nothing to save and SIGTERM means what it always means.
 
 chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the
 balance bias moves by 1e-4 after each optimizer step.
@@ -25,15 +29,19 @@ import os
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from kexa.kernels.costs import H100_FLOPS
+from kexa.model.accounting import account, training_flops
 from kexa.train import checkpoint
 
 GUARD_WINDOW = 64
@@ -43,6 +51,23 @@ MAX_SKIPS = 10
 
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were skipped; the message holds the step, the loss and the norm."""
+
+
+class Interrupted(RuntimeError):
+    """SIGTERM ended the run early; the message says which step was saved last."""
+
+
+class Stopwatch:
+    """Seconds spent inside it, over all times it was entered."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._entered
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,10 @@ def fit(
     balance_step: float = 1e-4,
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 100,
+    keep: int = 2,
+    milestones: Collection[int] = (),
     identity: str = "",
+    stopwatch: Stopwatch | None = None,
     description: str = "train",
 ) -> Iterator[Step]:
     """Train for ``steps`` optimizer steps; resume where ``checkpoint_dir`` holds a checkpoint.
@@ -96,6 +124,10 @@ def fit(
         balance_step: how far the router's balance bias moves per step; 0 turns it off.
         checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see
             :mod:`kexa.train.checkpoint`.
+        keep, milestones: how many of the last checkpoints stay, and after which numbers of steps
+            one is saved and stays for good.
+        stopwatch: runs during forward, backward and the optimizers' steps; the rest of the wall
+            clock is what the loop costs.
         description: label of the progress bar.
 
     Yields:
@@ -103,39 +135,60 @@ def fit(
 
     Raises:
         TrainingDiverged: ten skipped updates in a row.
-        kexa.train.checkpoint.CheckpointError: the newest checkpoint is damaged or of another run.
+        Interrupted: SIGTERM came; the finished steps are saved.
+        kexa.train.checkpoint.CheckpointError: the newest whole checkpoint is of another run, or
+            there are checkpoints and none is whole. A damaged one with a whole one before it is
+            set aside with a warning.
+        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact.
         ValueError: a batch that ``accumulate`` does not divide.
     """
     trainer = _Trainer(
-        model, list(optimizers), loss_fn, schedule, accumulate, clip, spike, balance_step
+        model,
+        list(optimizers),
+        loss_fn,
+        schedule,
+        accumulate,
+        clip,
+        spike,
+        balance_step,
+        stopwatch or Stopwatch(),
     )
-    saved = checkpoint.list_checkpoints(checkpoint_dir) if checkpoint_dir else []
-    if saved:
-        trainer.load_state(checkpoint.load(saved[-1], identity))
+    replayed = []
+    if checkpoint_dir:
+        saved = checkpoint.resume(checkpoint_dir, identity, model.state_dict())
+        if saved is not None:
+            trainer.load_state(saved)
+        replayed = checkpoint.read_history(checkpoint_dir, trainer.step)
     pending: list[dict[str, Any]] = []
 
     def save() -> None:
         checkpoint.append_history(checkpoint_dir, pending)
         pending.clear()
-        checkpoint.save(checkpoint_dir, trainer.step, identity, trainer.state())
+        state = trainer.state()
+        checkpoint.save(checkpoint_dir, trainer.step, identity, state, keep, milestones)
 
-    replayed = checkpoint.read_history(checkpoint_dir, trainer.step) if checkpoint_dir else []
-    with _Sigterm() as sigterm, tqdm(total=steps, desc=description, mininterval=1.0) as bar:
+    look = {"desc": description, "initial": trainer.step, "mininterval": 1.0}
+    if checkpoint.rank() > 0:
+        look["disable"] = True
+    with _Sigterm(checkpoint_dir is not None) as sigterm, tqdm(total=steps, **look) as bar:
         for record in replayed:
-            bar.update()
             yield Step(**record)
+        pace = _Pace(trainer)
         while trainer.step < steps:
             record = trainer.advance(batch_at(trainer.step))
+            interrupted = _on_any_rank(sigterm.received, trainer.device)
             if checkpoint_dir:
                 pending.append(dataclasses.asdict(record))
                 due = trainer.step % checkpoint_every == 0 or trainer.step == steps
-                if due or sigterm.received:
+                if due or trainer.step in milestones or interrupted:
                     save()
-            if sigterm.received:
-                return
+            bar.set_postfix(pace.shown(record), refresh=False)
             bar.update()
-            bar.set_postfix(loss=f"{record.losses['total']:.3f}", refresh=False)
             yield record
+            if interrupted:
+                sigterm.interrupt(trainer.step, steps)
+        if sigterm.received:
+            sigterm.interrupt(trainer.step, steps)
 
 
 @dataclass
@@ -150,6 +203,7 @@ class _Trainer:
     clip: float
     spike: float
     balance_step: float
+    stopwatch: Stopwatch
     step: int = 0
     tokens: int = 0
     skips: int = 0  # updates skipped in a row
@@ -158,6 +212,7 @@ class _Trainer:
     def __post_init__(self):
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.parameters = [p for group in groups for p in group["params"]]
+        self.device = self.parameters[0].device
         for group in groups:
             group.setdefault("peak_lr", group["lr"])
 
@@ -175,8 +230,9 @@ class _Trainer:
         skipped = self._skip(losses["total"], grad_norm)
         if not skipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            with self.stopwatch:
+                for optimizer in self.optimizers:
+                    optimizer.step()
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
         self.tokens += batch["input_ids"].numel()
@@ -191,14 +247,15 @@ class _Trainer:
             raise ValueError(
                 f"a batch of {size} sequences does not split into {self.accumulate} equal parts"
             )
-        device = self.parameters[0].device
         sums: dict[str, float] = {}
         for i in range(self.accumulate):
             part = slice(i * size // self.accumulate, (i + 1) * size // self.accumulate)
-            loss = self.loss_fn(self.model, {k: v[part].to(device) for k, v in batch.items()})
-            (loss.total / self.accumulate).backward()
-            for name, value in loss._asdict().items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
+            rows = {k: v[part].to(self.device) for k, v in batch.items()}
+            with self.stopwatch:
+                loss = self.loss_fn(self.model, rows)
+                (loss.total / self.accumulate).backward()
+                for name, value in loss._asdict().items():  # waits for the device
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
         return sums
 
     def _skip(self, loss: float, grad_norm: float) -> bool:
@@ -223,8 +280,8 @@ class _Trainer:
             "skips": self.skips,
             "norms": self.norms,
             "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "rng": checkpoint.rng_state(),
+            "optimizers": [_named(o.state_dict(), self._names(o)) for o in self.optimizers],
+            "rng": checkpoint.rng_states(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -232,25 +289,85 @@ class _Trainer:
         self.norms = state["norms"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        checkpoint.set_rng_state(state["rng"])
+            optimizer.load_state_dict(_numbered(saved, self._names(optimizer)))
+        checkpoint.set_rng_states(state["rng"])
+
+    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """The model's names of an optimizer's parameters, in the order that numbers them."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """An optimizer's state dict with parameters by name, as a checkpoint holds it."""
+    groups = [g | {"params": [names[i] for i in g["params"]]} for g in state["param_groups"]]
+    return {"state": {names[i]: s for i, s in state["state"].items()}, "param_groups": groups}
+
+
+def _numbered(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The inverse of :func:`_named`."""
+    number = {name: i for i, name in enumerate(names)}
+    groups = [g | {"params": [number[n] for n in g["params"]]} for g in state["param_groups"]]
+    return {"state": {number[n]: s for n, s in state["state"].items()}, "param_groups": groups}
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any rank, so that all stop after the same step."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+class _Pace:
+    """What the progress bar says beside the time left: loss, tokens/s, MFU, updates skipped.
+
+    MFU is training FLOPs as the report counts them over the chip's dense bf16 peak; it is shown
+    where that peak is known, on an H100 or H200.
+    """
+
+    def __init__(self, trainer: _Trainer):
+        self.begun, self.tokens, self.skipped = time.perf_counter(), trainer.tokens, 0
+        self.flops = training_flops(account(trainer.model.config).active, tokens=1)
+        cuda = trainer.device.type == "cuda"
+        chip = torch.cuda.get_device_name(trainer.device) if cuda else ""
+        self.peak = H100_FLOPS if "H100" in chip or "H200" in chip else None
+
+    def shown(self, record: Step) -> dict[str, str]:
+        self.skipped += record.skipped
+        rate = (record.tokens - self.tokens) / (time.perf_counter() - self.begun)
+        parts = {"loss": f"{record.losses['total']:.3f}", "tokens/s": f"{rate:,.0f}"}
+        if self.peak:
+            parts["MFU"] = f"{self.flops * rate / self.peak:.1%}"
+        if self.skipped:
+            parts["skipped"] = str(self.skipped)
+        return parts
 
 
 class _Sigterm:
-    """Holds SIGTERM back while inside and passes it on at the end; main thread only."""
+    """Notes SIGTERM while inside instead of ending the process; main thread only.
+
+    A signal that nobody answered with :meth:`interrupt` is passed on at the end.
+    """
+
+    def __init__(self, held: bool):
+        self.received = False
+        self.installed = held and threading.current_thread() is threading.main_thread()
 
     def __enter__(self):
-        self.received = False
-        self.installed = threading.current_thread() is threading.main_thread()
         if self.installed:
             self.previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_):
         if self.installed:
             signal.signal(signal.SIGTERM, self.previous)
-        if self.received:
+        if self.received and kind is not Interrupted:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupt(self, step: int, steps: int) -> None:
+        raise Interrupted(f"SIGTERM: saved after step {step} of {steps}; run again to go on")
 
     def _note(self, *_):
         self.received = True
