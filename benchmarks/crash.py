@@ -100,7 +100,7 @@ def train(directory: str, steps: int) -> None:
 def start(directory: Path, steps: int) -> BaseProcess:
     """:func:`train` in a process of its own, forked from one that has imported all it needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.crash"])
+    context.set_forkserver_preload(["benchmarks.__main__", "kexa.train"])
     process = context.Process(target=train, args=(str(directory), steps))
     os.environ["TQDM_DISABLE"] = "1"  # over there
     process.start()
@@ -264,9 +264,9 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=200, help="flips and truncations together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and places")
     arguments = parser.parse_args()
+    about = {"torch": torch.__version__, "commit": commit(), "seed": arguments.seed}
     with tempfile.TemporaryDirectory() as folder:
-        found = crash(Path(folder), arguments.kills, arguments.flips, seed=arguments.seed)
-    found = {"torch": torch.__version__, "commit": commit(), "seed": arguments.seed, **found}
+        found = about | crash(Path(folder), arguments.kills, arguments.flips, seed=arguments.seed)
     write_atomic(RESULTS / "crash.json", json.dumps(found, indent=1) + "\n")
     for name in ("killed", "damaged", "ended"):
         print(f"{name}: {json.dumps(found[name])}")

@@ -191,6 +191,21 @@ def fit(
             sigterm.interrupt(trainer.step, steps)
 
 
+def overhead(steps: Iterator[Step], stopwatch: Stopwatch) -> Iterator[float]:
+    """Drive a run and yield, per step, the share of its wall clock that is not computing.
+
+    Args:
+        steps, stopwatch: of one call of :func:`fit`. All that it does outside forward, backward
+            and the optimizers counts: batches, the gradient norm and clipping, the guard, records
+            and checkpoints. What the caller does between two steps does not.
+    """
+    while True:
+        begun, computed = time.perf_counter(), stopwatch.seconds
+        if next(steps, None) is None:
+            return
+        yield 1 - (stopwatch.seconds - computed) / (time.perf_counter() - begun)
+
+
 @dataclass
 class _Trainer:
     """The state of a run and one step of it."""
