@@ -98,8 +98,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description="Loop overhead.")
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--threads", type=int, help="default: the profile's")
     arguments = parser.parse_args()
-    config = load(arguments.profile)
+    threads = {"runtime.threads": arguments.threads} if arguments.threads else {}
+    config = load(arguments.profile, threads)
     device = runtime.device_of(config.runtime)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(config, arguments.rounds, Path(folder))

@@ -24,14 +24,16 @@ checkpoint of four ranks resumes on two or on one.
 are dropped.
 
 ``.metadata`` is a pickle of PyTorch's, and a checksum is no signature: resume only checkpoints of
-your own. chosen: saving waits until the files are on disk. Measured at the smoke profile, one save
-costs less than one training step in some hundred, too little for a second copy of the state.
+your own. chosen: the run waits until the files are on disk. Measured at the smoke profile, a save
+takes 0.16 of a training step and comes every 50 steps: there is nothing for a second copy of the
+state, written in the background, to win.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -91,9 +93,12 @@ def save(
             ``milestones``; others are deleted.
 
     Raises:
+        ValueError: ``keep`` is not positive.
         kexa.record.CannotWrite: the disk is full or refuses. The earlier checkpoints are intact and
             nothing of this one is left.
     """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: at least the checkpoint that is written has to stay")
     directory = Path(directory)
     path = directory / f"step-{step:08d}"
     partial = path.with_name(f".{path.name}.partial")
@@ -104,20 +109,21 @@ def save(
             if rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        _save_tensors(partial, tensors)
+        with _plain_errors() as alone:
+            dcp.save(tensors, storage_writer=_Writer(partial), no_dist=alone)
         with _together():
             own = list(partial.glob(f"__{rank()}_*"))
             if rank() == 0:
-                with open(partial / VALUES, "wb") as file:
-                    torch.save(values, file)
-                    _sync(file)
+                buffer = io.BytesIO()
+                torch.save(values, buffer)
+                _write(partial / VALUES, buffer.getvalue())
                 own += [partial / ".metadata", partial / VALUES]
             summary = {file.name: [file.stat().st_size, _sha256(file)] for file in own}
         files = {name: entry for part in _everyone(summary) for name, entry in part.items()}
         with _together():
             if rank() == 0:
                 content = {"format": FORMAT, "identity": identity, "step": step, "files": files}
-                write_atomic(partial / MANIFEST, _manifest_text(content))
+                _write(partial / MANIFEST, _manifest_text(content).encode())
                 _publish(partial, path)
                 for old in list_checkpoints(directory)[:-keep]:
                     if _step_of(old) not in milestones:
@@ -326,17 +332,16 @@ class _Writer(dcp.FileSystemWriter):
             raise cause or error  # noqa: B904
 
 
-def _save_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
-    alone = not dist.is_initialized()
-    writer = _Writer(directory, sync_files=True)
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[bool]:
+    """Raise what went wrong on a rank instead of PyTorch's wrapping; yields ``no_dist``."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
-            dcp.save(tensors, storage_writer=writer, no_dist=alone)
+            yield not dist.is_initialized()
     except dcp.api.CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
-        written = [cause for cause in causes if isinstance(cause, OSError)]
-        raise (written or causes)[0] from None
+        raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
 
 
 def _read(path: Path, identity: str, like: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -355,9 +360,8 @@ def _read(path: Path, identity: str, like: Mapping[str, Tensor]) -> dict[str, An
         key: _empty(entry.size, entry.properties.dtype, [like.get(n) for n in names[key]])
         for key, entry in stored.items()
     }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    with _plain_errors() as alone:
+        dcp.load(tensors, storage_reader=reader, no_dist=alone)
     return _put_tensors(values, tensors)
 
 
@@ -431,6 +435,12 @@ def _flaw(file: Path, size: int, sha256: str) -> str:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        _sync(file)
 
 
 def _sync(file: Any) -> None:

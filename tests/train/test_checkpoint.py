@@ -78,6 +78,11 @@ def test_the_last_and_the_milestones_are_kept(tmp_path):
     assert names(tmp_path) == ["step-00000003", "step-00000006", "step-00000007"]
 
 
+def test_something_has_to_be_kept(tmp_path):
+    with pytest.raises(ValueError, match="keep=0"):
+        save(tmp_path, 1, "run", {}, keep=0)
+
+
 def test_the_same_step_can_be_saved_again(tmp_path):
     save(tmp_path, 1, "run", {"value": "old"})
     save(tmp_path, 1, "run", {"value": "new"})
