@@ -1,9 +1,11 @@
 """Checkpoints: what goes in comes out, whatever is not whole is refused, shards meet any mesh."""
 
 import math
+import os
 import random
 import resource
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from kexa.record import CannotWrite
+from kexa.train import Interrupted, build_optimizers, fit
 from kexa.train.checkpoint import (
     CheckpointError,
     list_checkpoints,
@@ -23,6 +26,7 @@ from kexa.train.checkpoint import (
     save,
     set_rng_states,
 )
+from tests.train.conftest import OPTIMIZATION, batch_at, loss_fn, tiny_model
 
 
 def state(seed: int = 0, size: int = 40) -> dict:
@@ -246,3 +250,28 @@ def full_disk_on_one_rank(rank: int, ranks: int, directory) -> None:
 
 def test_a_full_disk_on_one_rank_is_told_on_all(tmp_path):
     on_ranks(2, full_disk_on_one_rank, tmp_path)
+
+
+def told_to_end(rank: int, ranks: int, directory) -> None:
+    """Trains; rank 1 alone gets SIGTERM, while others may be a moment ahead."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=ranks
+    )
+    model, steps = tiny_model(), []
+    records = fit(
+        model, build_optimizers(model, OPTIMIZATION), batch_at, loss_fn, 1000, lambda step: 1.0,
+        checkpoint_dir=directory / "checkpoints", checkpoint_every=1000,
+    )  # fmt: skip
+    with pytest.raises(Interrupted, match="saved after step 3 of 1000"):
+        for step in records:
+            steps.append(step.step)
+            if (rank, step.step) == (1, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert steps == [0, 1, 2]
+    dist.destroy_process_group()
+
+
+def test_sigterm_on_one_rank_ends_all_after_the_same_step(tmp_path):
+    on_ranks(2, told_to_end, tmp_path)
+    assert names(tmp_path / "checkpoints") == ["step-00000003"]
+    assert len(read_history(tmp_path / "checkpoints", 3)) == 3
