@@ -46,8 +46,10 @@ from kexa.record import Run, commit, write_atomic
 from kexa.train import Interrupted, build_optimizers, checkpoint, fit, wsd
 
 STEPS = 150
-SAVE_EVERY = 4
+SAVE_EVERY = 2
+WHILE_STARTING = 0.2  # share of kills before the first step: while importing, building, loading
 IDENTITY = "crash"
+BEGUN = "begun"  # a file that says that the first step has begun
 SIZES = {  # of the model, where the smoke profile has others
     "vocab_size": 128,
     "num_hidden_layers": 2,
@@ -86,8 +88,14 @@ def train(directory: str, steps: int) -> None:
     optimizers = build_optimizers(model, config.pretrain)
     schedule = functools.partial(wsd, steps=steps, warmup_share=0.1, decay_share=0.3)
     run = Run("crash", config, 0, Path(directory))
+    begun = run.dir / BEGUN
+
+    def marked_batch_at(step: int) -> dict[str, Tensor]:
+        begun.touch()
+        return batch_at(step)
+
     records = fit(
-        model, optimizers, batch_at, noisy_loss, steps, schedule,
+        model, optimizers, marked_batch_at, noisy_loss, steps, schedule,
         checkpoint_dir=run.dir / "checkpoints", checkpoint_every=SAVE_EVERY, identity=IDENTITY,
     )  # fmt: skip
     try:
@@ -99,6 +107,7 @@ def train(directory: str, steps: int) -> None:
 
 def start(directory: Path, steps: int) -> BaseProcess:
     """:func:`train` in a process of its own, forked from one that has imported all it needs."""
+    (directory / BEGUN).unlink(missing_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.__main__", "kexa.train"])
     process = context.Process(target=train, args=(str(directory), steps))
@@ -166,7 +175,12 @@ def kill_often(
         while True:
             left = (1 - newest_step(directory) / steps) * seconds
             process = start(directory, steps)
-            process.join(rng.uniform(0, 2 * (starting + left / (kills - done))))
+            if rng.random() < WHILE_STARTING:
+                process.join(rng.uniform(0, starting))
+            else:
+                while not (directory / BEGUN).exists() and process.exitcode is None:
+                    time.sleep(0.002)
+                process.join(rng.uniform(0, 2 * left / (kills - done)))
             if process.exitcode is None:
                 break
             found += differences(whole, directory)
