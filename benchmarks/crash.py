@@ -43,7 +43,7 @@ from benchmarks.__main__ import RESULTS
 from kexa.config import load
 from kexa.model import KexaForCausalLM, Loss
 from kexa.record import Run, commit, write_atomic
-from kexa.train import Interrupted, build_optimizers, checkpoint, fit, wsd
+from kexa.train import build_optimizers, checkpoint, exit_on_sigterm, fit, wsd
 
 STEPS = 150
 SAVE_EVERY = 2
@@ -78,7 +78,8 @@ def noisy_loss(model: KexaForCausalLM, batch: Mapping[str, Tensor]) -> Loss:
 
 
 def train(directory: str, steps: int) -> None:
-    """The training command: goes on from what ``directory`` holds; returns early on SIGTERM."""
+    """The training command: goes on from what ``directory`` holds; exits with 0 on SIGTERM."""
+    exit_on_sigterm()
     torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
@@ -98,11 +99,8 @@ def train(directory: str, steps: int) -> None:
         model, optimizers, marked_batch_at, noisy_loss, steps, schedule,
         checkpoint_dir=run.dir / "checkpoints", checkpoint_every=SAVE_EVERY, identity=IDENTITY,
     )  # fmt: skip
-    try:
-        for step in records:
-            run.log("train", step.step, grad_norm=step.grad_norm, **step.losses)
-    except Interrupted as reason:
-        print(reason, file=sys.stderr)
+    for step in records:
+        run.log("train", step.step, grad_norm=step.grad_norm, **step.losses)
 
 
 def start(directory: Path, steps: int) -> BaseProcess:

@@ -1,7 +1,14 @@
 """Training: Muon and AdamW, the WSD schedule, FP8 numerics, the loop and its checkpoints."""
 
 from kexa.train.fp8 import set_numerics
-from kexa.train.loop import Interrupted, Step, Stopwatch, TrainingDiverged, fit
+from kexa.train.loop import (
+    Interrupted,
+    Step,
+    Stopwatch,
+    TrainingDiverged,
+    exit_on_sigterm,
+    fit,
+)
 from kexa.train.optim import Muon, build_adamw, build_optimizers, grouping, orthogonalize
 from kexa.train.schedule import wsd
 
@@ -13,6 +20,7 @@ __all__ = [
     "TrainingDiverged",
     "build_adamw",
     "build_optimizers",
+    "exit_on_sigterm",
     "fit",
     "grouping",
     "orthogonalize",

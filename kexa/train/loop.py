@@ -12,10 +12,11 @@ repeat, so whoever consumes the generator sees the same stream either way.
 The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
 ``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
 
-On SIGTERM, as a scheduler sends it before it takes a machine away, the step in progress is finished
-and saved and :class:`Interrupted` is raised: whoever drives the run must not take it for finished.
-A notebook's cell stops there; a training command catches it and exits with 0. Without a checkpoint
-directory there is nothing to save and SIGTERM means what it always means.
+SIGTERM, as a scheduler sends it before it takes a machine away, is held back until the step in
+progress is finished and saved, on all ranks; then it does what it does to the process otherwise:
+end a notebook's kernel, or let a training command exit with 0 (:func:`exit_on_sigterm`). A handler
+that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. Without a
+checkpoint directory there is nothing to save and nothing is held back.
 
 chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the
 balance bias moves by 1e-4 after each optimizer step.
@@ -28,6 +29,7 @@ import math
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -55,6 +57,16 @@ class TrainingDiverged(RuntimeError):
 
 class Interrupted(RuntimeError):
     """SIGTERM ended the run early; the message says which step was saved last."""
+
+
+def exit_on_sigterm() -> None:
+    """For a command: SIGTERM ends it with exit code 0, inside :func:`fit` once the step is saved."""
+
+    def leave(*_) -> None:
+        print("SIGTERM: run the same command again to go on", file=sys.stderr)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 class Stopwatch:
@@ -135,7 +147,7 @@ def fit(
 
     Raises:
         TrainingDiverged: ten skipped updates in a row.
-        Interrupted: SIGTERM came; the finished steps are saved.
+        Interrupted: SIGTERM came and its handler returned; the finished steps are saved.
         kexa.train.checkpoint.CheckpointError: the newest whole checkpoint is of another run, or
             there are checkpoints and none is whole. A damaged one with a whole one before it is
             set aside with a warning.
@@ -361,10 +373,7 @@ class _Pace:
 
 
 class _Sigterm:
-    """Notes SIGTERM while inside instead of ending the process; main thread only.
-
-    A signal that nobody answered with :meth:`interrupt` is passed on at the end.
-    """
+    """Holds SIGTERM back while inside and passes it on at the end; main thread only."""
 
     def __init__(self, held: bool):
         self.received = False
@@ -375,13 +384,14 @@ class _Sigterm:
             self.previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_):
+    def __exit__(self, *_):
         if self.installed:
             signal.signal(signal.SIGTERM, self.previous)
-        if self.received and kind is not Interrupted:
+        if self.received:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def interrupt(self, step: int, steps: int) -> None:
+        self.received = True  # perhaps on another rank only
         raise Interrupted(f"SIGTERM: saved after step {step} of {steps}; run again to go on")
 
     def _note(self, *_):

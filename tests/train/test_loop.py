@@ -4,6 +4,7 @@ import errno
 import functools
 import itertools
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -19,11 +20,12 @@ from kexa.train import (
     Stopwatch,
     TrainingDiverged,
     build_optimizers,
+    exit_on_sigterm,
     fit,
     set_numerics,
     wsd,
 )
-from kexa.train.checkpoint import CheckpointError, list_checkpoints
+from kexa.train.checkpoint import CheckpointError, damage, list_checkpoints
 from kexa.train.loop import overhead
 from tests.train.conftest import OPTIMIZATION, batch_at, loss_fn, tiny_model
 
@@ -214,7 +216,16 @@ def test_a_spike_of_the_gradient_norm_is_skipped(model):
     assert seen == [False] * 18 + [True, False]
 
 
-def test_sigterm_ends_the_run_after_the_step_in_progress_with_a_checkpoint(tmp_path):
+@pytest.fixture
+def sigterm():
+    """How often a handler that was there before got the signal."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    yield received
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_sigterm_ends_the_run_after_the_step_in_progress_with_a_checkpoint(tmp_path, sigterm):
     model, records = train()
     seen = []
     with pytest.raises(Interrupted, match="saved after step 5 of 10"):
@@ -222,14 +233,14 @@ def test_sigterm_ends_the_run_after_the_step_in_progress_with_a_checkpoint(tmp_p
             seen.append(step)
             if step.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-    assert seen == records[:5]
+    assert seen == records[:5] and sigterm == [1]
     assert steps_saved(tmp_path) == [3, 5]
     resumed, all_records = train(tmp_path)
     assert all_records == records
     assert_same(model, resumed)
 
 
-def test_sigterm_after_the_last_step_is_not_lost(tmp_path):
+def test_sigterm_after_the_last_step_is_not_lost(tmp_path, sigterm):
     with pytest.raises(Interrupted, match="saved after step 10 of 10"):
         for step in trainer_steps(tmp_path):
             if step.step == STEPS - 1:
@@ -237,18 +248,43 @@ def test_sigterm_after_the_last_step_is_not_lost(tmp_path):
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_sigterm_keeps_its_meaning_for_whoever_walks_away_or_saves_nothing(tmp_path, saves):
-    received = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
-    try:
-        steps = trainer_steps(tmp_path if saves else None)
-        next(steps)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == ([] if saves else [1])
-        steps.close()
-        assert received == [1]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def test_sigterm_reaches_whoever_walks_away_or_saves_nothing(tmp_path, sigterm, saves):
+    steps = trainer_steps(tmp_path if saves else None)
+    next(steps)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert sigterm == ([] if saves else [1])
+    steps.close()
+    assert sigterm == [1]
+
+
+@pytest.mark.parametrize("command, code", [(True, 0), (False, -signal.SIGTERM)])
+def test_sigterm_ends_a_command_with_0_and_another_process_by_the_signal(tmp_path, command, code):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=endless, args=(tmp_path, command))
+    process.start()
+    while not (tmp_path / "history.jsonl").exists():
+        assert process.exitcode is None
+        time.sleep(0.02)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == code
+    newest = list_checkpoints(tmp_path)[-1]
+    assert not damage(newest)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == steps_saved(tmp_path)[-1]
+
+
+def endless(directory, command):
+    if command:
+        exit_on_sigterm()
+    model = tiny_model()
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    steps = fit(
+        model, optimizers, batch_at, loss_fn, 10**6, lambda step: 1.0,
+        checkpoint_dir=directory, checkpoint_every=3,
+    )  # fmt: skip
+    list(steps)
+    raise AssertionError("half a run was taken for a whole one")
 
 
 def test_overhead_is_all_but_forward_backward_and_optimizers(model):
