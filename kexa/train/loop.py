@@ -60,7 +60,7 @@ class Interrupted(RuntimeError):
 
 
 def exit_on_sigterm() -> None:
-    """For a command: SIGTERM ends it with exit code 0, inside :func:`fit` once the step is saved."""
+    """For a command: exit with 0 on SIGTERM; inside :func:`fit`, once the step is saved."""
 
     def leave(*_) -> None:
         print("SIGTERM: run the same command again to go on", file=sys.stderr)
