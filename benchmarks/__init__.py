@@ -6,6 +6,8 @@ python -m benchmarks --aot            compile for sm_90 and sm_100 instead: regi
 python -m benchmarks.drafting MODEL   self-drafting: identity, acceptance, speed
 python -m benchmarks.memory           the planner's memory against the allocator, config by config
 python -m benchmarks.model train      the whole model against transformers on a CPU
+python -m benchmarks.loop             what the training loop and a checkpoint cost
+python -m benchmarks.crash            kills, damaged checkpoints and SIGTERM lose no step
 python -m benchmarks.parity           the model against transformers and itself, random configs
 python -m benchmarks.tokenizer        training, encoding and round trips of the tokenizer
 """

@@ -44,6 +44,7 @@ SPEAKING = (  # errors whose message is all a user needs: no traceback
     "CheckFailed",
     "CheckpointError",
     "ConfigError",
+    "Interrupted",
     "SourceError",
     "StageFailed",
     "SynthesisError",

@@ -10,8 +10,13 @@ uninterrupted one bit for bit. A resumed run first yields the records of the ste
 repeat, so whoever consumes the generator sees the same stream either way.
 
 The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
-``spike`` times the median of the last 64 norms; ten skips in a row stop the run. On SIGTERM the
-step in progress is finished and saved, then the process ends by that signal.
+``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
+
+SIGTERM, as a scheduler sends it before it takes a machine away, is held back until the step in
+progress is finished and saved, on all ranks; then it does what it does to the process otherwise:
+end a notebook's kernel, or let a training command exit with 0 (:func:`exit_on_sigterm`). A handler
+that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. Without a
+checkpoint directory there is nothing to save and nothing is held back.
 
 chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the
 balance bias moves by 1e-4 after each optimizer step.
@@ -24,16 +29,21 @@ import math
 import os
 import signal
 import statistics
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from kexa.kernels.costs import H100_FLOPS
+from kexa.model.accounting import account, training_flops
 from kexa.train import checkpoint
 from kexa.train.metrics import Monitor
 
@@ -44,6 +54,33 @@ MAX_SKIPS = 10
 
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were skipped; the message holds the step, the loss and the norm."""
+
+
+class Interrupted(RuntimeError):
+    """SIGTERM ended the run early; the message says which step was saved last."""
+
+
+def exit_on_sigterm() -> None:
+    """For a command: exit with 0 on SIGTERM; inside :func:`fit`, once the step is saved."""
+
+    def leave(*_) -> None:
+        print("SIGTERM: run the same command again to go on", file=sys.stderr)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+class Stopwatch:
+    """Seconds spent inside it, over all times it was entered."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._entered
 
 
 @dataclass(frozen=True)
@@ -82,7 +119,10 @@ def fit(
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 100,
     metrics_every: int = 0,
+    keep: int = 2,
+    milestones: Collection[int] = (),
     identity: str = "",
+    stopwatch: Stopwatch | None = None,
     description: str = "train",
 ) -> Iterator[Step]:
     """Train for ``steps`` optimizer steps; resume where ``checkpoint_dir`` holds a checkpoint.
@@ -102,6 +142,10 @@ def fit(
             :mod:`kexa.train.checkpoint`.
         metrics_every: steps between measurements of the model's inside, see
             :mod:`kexa.train.metrics`; 0 measures nothing.
+        keep, milestones: how many of the last checkpoints stay, and after which numbers of steps
+            one is saved and stays for good.
+        stopwatch: runs during forward, backward and the optimizers' steps; the rest of the wall
+            clock is what the loop costs.
         description: label of the progress bar.
 
     Yields:
@@ -109,41 +153,77 @@ def fit(
 
     Raises:
         TrainingDiverged: ten skipped updates in a row.
-        kexa.train.checkpoint.CheckpointError: the newest checkpoint is damaged or of another run.
+        Interrupted: SIGTERM came and its handler returned; the finished steps are saved.
+        kexa.train.checkpoint.CheckpointError: the newest whole checkpoint is of another run, or
+            there are checkpoints and none is whole. A damaged one with a whole one before it is
+            set aside with a warning.
+        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact.
         ValueError: a batch that ``accumulate`` does not divide.
     """
     trainer = _Trainer(
-        model, list(optimizers), loss_fn, schedule, accumulate, clip, spike, balance_step,
+        model,
+        list(optimizers),
+        loss_fn,
+        schedule,
+        accumulate,
+        clip,
+        spike,
+        balance_step,
         Monitor(model, metrics_every),
-    )  # fmt: skip
-    saved = checkpoint.list_checkpoints(checkpoint_dir) if checkpoint_dir else []
-    if saved:
-        trainer.load_state(checkpoint.load(saved[-1], identity))
+        stopwatch or Stopwatch(),
+    )
+    replayed = []
+    if checkpoint_dir:
+        saved = checkpoint.resume(checkpoint_dir, identity, model.state_dict())
+        if saved is not None:
+            trainer.load_state(saved)
+        replayed = checkpoint.read_history(checkpoint_dir, trainer.step)
     pending: list[dict[str, Any]] = []
 
     def save() -> None:
         checkpoint.append_history(checkpoint_dir, pending)
         pending.clear()
-        checkpoint.save(checkpoint_dir, trainer.step, identity, trainer.state())
+        state = trainer.state()
+        checkpoint.save(checkpoint_dir, trainer.step, identity, state, keep, milestones)
 
-    replayed = checkpoint.read_history(checkpoint_dir, trainer.step) if checkpoint_dir else []
-    look = {"desc": description, "mininterval": 1.0}
-    with trainer.monitor, _Sigterm() as sigterm, tqdm(total=steps, **look) as bar:
+    look = {"desc": description, "initial": trainer.step, "mininterval": 1.0}
+    if checkpoint.rank() > 0:
+        look["disable"] = True
+    sigterm = _Sigterm(checkpoint_dir is not None)
+    with trainer.monitor, sigterm, tqdm(total=steps, **look) as bar:
         for record in replayed:
-            bar.update()
             yield Step(**record)
+        pace = _Pace(trainer)
         while trainer.step < steps:
             record = trainer.advance(batch_at(trainer.step))
+            interrupted = _on_any_rank(sigterm.received, trainer.device)
             if checkpoint_dir:
                 pending.append(dataclasses.asdict(record))
                 due = trainer.step % checkpoint_every == 0 or trainer.step == steps
-                if due or sigterm.received:
+                if due or trainer.step in milestones or interrupted:
                     save()
-            if sigterm.received:
-                return
+            bar.set_postfix(pace.shown(record), refresh=False)
             bar.update()
-            bar.set_postfix(loss=f"{record.losses['total']:.3f}", refresh=False)
             yield record
+            if interrupted:
+                sigterm.interrupt(trainer.step, steps)
+        if sigterm.received:
+            sigterm.interrupt(trainer.step, steps)
+
+
+def overhead(steps: Iterator[Step], stopwatch: Stopwatch) -> Iterator[float]:
+    """Drive a run and yield, per step, the share of its wall clock that is not computing.
+
+    Args:
+        steps, stopwatch: of one call of :func:`fit`. All that it does outside forward, backward
+            and the optimizers counts: batches, the gradient norm and clipping, the guard, records
+            and checkpoints. What the caller does between two steps does not.
+    """
+    while True:
+        begun, computed = time.perf_counter(), stopwatch.seconds
+        if next(steps, None) is None:
+            return
+        yield 1 - (stopwatch.seconds - computed) / (time.perf_counter() - begun)
 
 
 @dataclass
@@ -159,6 +239,7 @@ class _Trainer:
     spike: float
     balance_step: float
     monitor: Monitor
+    stopwatch: Stopwatch
     step: int = 0
     tokens: int = 0
     skips: int = 0  # updates skipped in a row
@@ -167,6 +248,7 @@ class _Trainer:
     def __post_init__(self):
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.parameters = [p for group in groups for p in group["params"]]
+        self.device = self.parameters[0].device
         for group in groups:
             group.setdefault("peak_lr", group["lr"])
 
@@ -186,8 +268,9 @@ class _Trainer:
         skipped = self._skip(losses["total"], grad_norm)
         if not skipped:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            with self.stopwatch:
+                for optimizer in self.optimizers:
+                    optimizer.step()
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
         self.tokens += batch["input_ids"].numel()
@@ -203,14 +286,15 @@ class _Trainer:
             raise ValueError(
                 f"a batch of {size} sequences does not split into {self.accumulate} equal parts"
             )
-        device = self.parameters[0].device
         sums: dict[str, float] = {}
         for i in range(self.accumulate):
             part = slice(i * size // self.accumulate, (i + 1) * size // self.accumulate)
-            loss = self.loss_fn(self.model, {k: v[part].to(device) for k, v in batch.items()})
-            (loss.total / self.accumulate).backward()
-            for name, value in loss._asdict().items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
+            rows = {k: v[part].to(self.device) for k, v in batch.items()}
+            with self.stopwatch:
+                loss = self.loss_fn(self.model, rows)
+                (loss.total / self.accumulate).backward()
+                for name, value in loss._asdict().items():  # waits for the device
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
         return sums
 
     def _skip(self, loss: float, grad_norm: float) -> bool:
@@ -235,8 +319,8 @@ class _Trainer:
             "skips": self.skips,
             "norms": self.norms,
             "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "rng": checkpoint.rng_state(),
+            "optimizers": [_named(o.state_dict(), self._names(o)) for o in self.optimizers],
+            "rng": checkpoint.rng_states(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -244,16 +328,70 @@ class _Trainer:
         self.norms = state["norms"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        checkpoint.set_rng_state(state["rng"])
+            optimizer.load_state_dict(_numbered(saved, self._names(optimizer)))
+        checkpoint.set_rng_states(state["rng"])
+
+    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """The model's names of an optimizer's parameters, in the order that numbers them."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        return [names[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """An optimizer's state dict with parameters by name, as a checkpoint holds it."""
+    groups = [g | {"params": [names[i] for i in g["params"]]} for g in state["param_groups"]]
+    return {"state": {names[i]: s for i, s in state["state"].items()}, "param_groups": groups}
+
+
+def _numbered(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The inverse of :func:`_named`."""
+    number = {name: i for i, name in enumerate(names)}
+    groups = [g | {"params": [number[n] for n in g["params"]]} for g in state["param_groups"]]
+    return {"state": {number[n]: s for n, s in state["state"].items()}, "param_groups": groups}
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up on any rank, so that all stop after the same step."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+class _Pace:
+    """What the progress bar says beside the time left: loss, tokens/s, MFU, updates skipped.
+
+    MFU is training FLOPs as the report counts them over the chip's dense bf16 peak; it is shown
+    where that peak is known, on an H100 or H200.
+    """
+
+    def __init__(self, trainer: _Trainer):
+        self.begun, self.tokens, self.skipped = time.perf_counter(), trainer.tokens, 0
+        self.flops = training_flops(account(trainer.model.config).active, tokens=1)
+        cuda = trainer.device.type == "cuda"
+        chip = torch.cuda.get_device_name(trainer.device) if cuda else ""
+        self.peak = H100_FLOPS if "H100" in chip or "H200" in chip else None
+
+    def shown(self, record: Step) -> dict[str, str]:
+        self.skipped += record.skipped
+        rate = (record.tokens - self.tokens) / (time.perf_counter() - self.begun)
+        parts = {"loss": f"{record.losses['total']:.3f}", "tokens/s": f"{rate:,.0f}"}
+        if self.peak:
+            parts["MFU"] = f"{self.flops * rate / self.peak:.1%}"
+        if self.skipped:
+            parts["skipped"] = str(self.skipped)
+        return parts
 
 
 class _Sigterm:
     """Holds SIGTERM back while inside and passes it on at the end; main thread only."""
 
-    def __enter__(self):
+    def __init__(self, held: bool):
         self.received = False
-        self.installed = threading.current_thread() is threading.main_thread()
+        self.installed = held and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self):
         if self.installed:
             self.previous = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -263,6 +401,10 @@ class _Sigterm:
             signal.signal(signal.SIGTERM, self.previous)
         if self.received:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupt(self, step: int, steps: int) -> None:
+        self.received = True  # perhaps on another rank only
+        raise Interrupted(f"SIGTERM: saved after step {step} of {steps}; run again to go on")
 
     def _note(self, *_):
         self.received = True

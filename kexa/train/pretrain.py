@@ -158,6 +158,8 @@ def run_curriculum(
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], list[Step]]:
     """The whole curriculum from a new model; what ``checkpoints`` holds of it is not repeated.
 
+    The checkpoint at the end of each stage but the last stays beside the last two.
+
     Args:
         numerics: of the matrix products, see :mod:`kexa.train.fp8`.
         tokens, categories: the directory of :func:`training_streams` and its streams in order.
@@ -179,6 +181,7 @@ def run_curriculum(
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
+        milestones=set(curriculum.starts.values()) - {0},
         identity=identity(model=model_config, pretrain=config, numerics=numerics, seed=seed),
         description=f"pretraining in {numerics}",
     )  # fmt: skip

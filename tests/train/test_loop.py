@@ -1,20 +1,32 @@
 """The loop: resume bit for bit, the guard, accumulation, the balance bias, SIGTERM."""
 
+import errno
 import functools
 import itertools
 import math
+import multiprocessing
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemWriter
 
-from kexa.train import TrainingDiverged, build_optimizers, fit, set_numerics, wsd
-from kexa.train.checkpoint import CheckpointError, list_checkpoints
+from kexa.record import CannotWrite
+from kexa.train import (
+    Interrupted,
+    Stopwatch,
+    TrainingDiverged,
+    build_optimizers,
+    exit_on_sigterm,
+    fit,
+    set_numerics,
+    wsd,
+)
+from kexa.train.checkpoint import CheckpointError, damage, list_checkpoints
+from kexa.train.loop import overhead
 from tests.train.conftest import OPTIMIZATION, batch_at, loss_fn, tiny_model
 
 STEPS = 10
@@ -25,7 +37,13 @@ def train(directory=None, take=STEPS, numerics="fp32", loss=loss_fn, **options):
     """Up to ``take`` records of a run, then walk away from it as a kill would."""
     model = tiny_model()
     set_numerics(model, numerics)
-    steps = fit(
+    steps = trainer_steps(directory, model, loss, **options)
+    return model, list(itertools.islice(steps, take))
+
+
+def trainer_steps(directory, model=None, loss=loss_fn, **options):
+    model = model or tiny_model()
+    return fit(
         model,
         build_optimizers(model, OPTIMIZATION),
         batch_at,
@@ -36,8 +54,6 @@ def train(directory=None, take=STEPS, numerics="fp32", loss=loss_fn, **options):
         checkpoint_every=3,
         **options,
     )
-    records = list(itertools.islice(steps, take))
-    return model, records
 
 
 def assert_same(a, b):
@@ -64,21 +80,42 @@ def test_finished_run_is_replayed_without_training(tmp_path):
     assert_same(model, again)
 
 
-def test_only_two_checkpoints_are_kept(tmp_path):
-    train(tmp_path)
-    names = [p.name for p in list_checkpoints(tmp_path)]
-    assert names == ["step-00000009.ckpt", "step-00000010.ckpt"]
+def steps_saved(directory):
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(directory)]
 
 
-def test_damaged_checkpoint_is_refused_and_the_previous_one_still_works(tmp_path):
+def test_the_last_two_checkpoints_and_the_milestones_are_kept(tmp_path):
+    train(tmp_path, milestones={4})
+    assert steps_saved(tmp_path) == [4, 9, 10]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_run_goes_on_from_the_previous_one(tmp_path):
     model, records = train(tmp_path)
-    newest = list_checkpoints(tmp_path)[-1]
-    data = bytearray(newest.read_bytes())
+    values = list_checkpoints(tmp_path)[-1] / "values.pt"
+    data = bytearray(values.read_bytes())
     data[-100] ^= 1
-    newest.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"step-00000010.*damaged.*step-00000009"):
-        train(tmp_path)
-    newest.unlink()
+    values.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"step-00000010 is damaged.*resuming from step-00000009"):
+        resumed, all_records = train(tmp_path)
+    assert all_records == records
+    assert_same(model, resumed)
+    assert steps_saved(tmp_path) == [9, 10]
+
+
+def test_a_run_on_a_full_disk_ends_with_the_reason_and_goes_on_later(tmp_path, monkeypatch):
+    model, records = train()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(CannotWrite, match=r"step-00000006 \(No space left.*step-00000003 is intact"),
+    ):
+        for step in trainer_steps(tmp_path):
+            if step.step == 4:
+                patched.setattr(FileSystemWriter, "write_data", full)
+    assert steps_saved(tmp_path) == [3]
     resumed, all_records = train(tmp_path)
     assert all_records == records
     assert_same(model, resumed)
@@ -88,13 +125,6 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     train(tmp_path, identity="seed 0")
     with pytest.raises(CheckpointError, match="'seed 0'.*'seed 1'"):
         train(tmp_path, identity="seed 1")
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"[1]\n", b'{"format": "other"}\n'])
-def test_foreign_file_is_refused(tmp_path, content):
-    (tmp_path / "step-00000003.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a checkpoint.*start from the beginning"):
-        train(tmp_path)
 
 
 def test_missing_history_is_an_error(tmp_path):
@@ -186,21 +216,100 @@ def test_a_spike_of_the_gradient_norm_is_skipped(model):
     assert seen == [False] * 18 + [True, False]
 
 
-def test_sigterm_saves_and_ends_by_the_signal(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tests.train import test_loop as t;"
-        "import kexa.train.loop as l; t.STEPS = 10**6; t.SCHEDULE = lambda step: 1.0;"
-        "t.train(Path(sys.argv[1]), take=10**6)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.DEVNULL,
-    )
-    while not list_checkpoints(tmp_path):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == -signal.SIGTERM
-    newest = int(list_checkpoints(tmp_path)[-1].stem.removeprefix("step-"))
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == newest
+@pytest.fixture
+def sigterm():
+    """How often a handler that was there before got the signal."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    yield received
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_sigterm_ends_the_run_after_the_step_in_progress_with_a_checkpoint(tmp_path, sigterm):
+    model, records = train()
+    seen = []
+    with pytest.raises(Interrupted, match="saved after step 5 of 10"):
+        for step in trainer_steps(tmp_path):
+            seen.append(step)
+            if step.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == records[:5] and sigterm == [1]
+    assert steps_saved(tmp_path) == [3, 5]
+    resumed, all_records = train(tmp_path)
+    assert all_records == records
+    assert_same(model, resumed)
+
+
+def test_sigterm_after_the_last_step_is_not_lost(tmp_path, sigterm):
+    with pytest.raises(Interrupted, match="saved after step 10 of 10"):
+        for step in trainer_steps(tmp_path):
+            if step.step == STEPS - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_sigterm_reaches_whoever_walks_away_or_saves_nothing(tmp_path, sigterm, saves):
+    steps = trainer_steps(tmp_path if saves else None)
+    next(steps)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert sigterm == ([] if saves else [1])
+    steps.close()
+    assert sigterm == [1]
+
+
+@pytest.mark.parametrize("command, code", [(True, 0), (False, -signal.SIGTERM)])
+def test_sigterm_ends_a_command_with_0_and_another_process_by_the_signal(tmp_path, command, code):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=endless, args=(tmp_path, command))
+    process.start()
+    while not (tmp_path / "history.jsonl").exists():
+        assert process.exitcode is None
+        time.sleep(0.02)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == code
+    newest = list_checkpoints(tmp_path)[-1]
+    assert not damage(newest)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == steps_saved(tmp_path)[-1]
+
+
+def endless(directory, command):
+    if command:
+        exit_on_sigterm()
+    model = tiny_model()
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    steps = fit(
+        model, optimizers, batch_at, loss_fn, 10**6, lambda step: 1.0,
+        checkpoint_dir=directory, checkpoint_every=3,
+    )  # fmt: skip
+    list(steps)
+    raise AssertionError("half a run was taken for a whole one")
+
+
+def test_overhead_is_all_but_forward_backward_and_optimizers(model):
+    def slow_loss(model, batch):
+        time.sleep(0.1)
+        return loss_fn(model, batch)
+
+    def slow_batch(step):
+        time.sleep(0.3 if step else 0.0)
+        return batch_at(step)
+
+    watch = Stopwatch()
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    steps = fit(model, optimizers, slow_batch, slow_loss, 2, SCHEDULE, stopwatch=watch)
+    begun = time.perf_counter()
+    shares = []
+    for share in overhead(steps, watch):
+        shares.append(share)
+        time.sleep(0.3)  # the caller's own time does not count
+    wall = time.perf_counter() - begun
+    assert 0.2 <= watch.seconds <= wall - 0.9
+    assert 0 <= shares[0] < 1 - 0.1 / (wall - 0.9) and 0.3 / (wall - 0.6) < shares[1] < 1
+
+
+def test_the_progress_bar_shows_speed_and_skipped_updates(capsys):
+    train(loss=poison({4}))
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"10/10 .*loss=\d+\.\d+, tokens/s=[\d,]+, skipped=1", line)
