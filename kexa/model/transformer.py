@@ -19,6 +19,7 @@ Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from kexa.model.cache import Cache, LayerCache
 from kexa.model.linear import Head, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
+from kexa.model.recompute import Recomputed
 
 
 class Loss(NamedTuple):
@@ -42,7 +44,33 @@ class Loss(NamedTuple):
     balance: Tensor
 
 
-class DecoderLayer(nn.Module):
+def counted_targets(
+    input_ids_BT: Tensor,
+    document_ids_BT: Tensor | None,
+    loss_mask_BT: Tensor | None,
+    ahead: int,
+) -> Tensor:
+    """Which tokens count as targets ``ahead`` steps on: bool [B, T - ahead], at t of t + ahead.
+
+    All steps from t to t + ahead must stay inside one document; arguments as in
+    :meth:`KexaForCausalLM.loss`.
+    """
+    targets_BT = input_ids_BT[:, ahead:]
+    length = targets_BT.shape[1]
+    counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
+    if loss_mask_BT is not None:
+        counted_BT = loss_mask_BT[:, ahead:].bool()
+    if document_ids_BT is not None:
+        # A document is one run of equal ids.
+        same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (
+            document_ids_BT[:, 1:] >= 0
+        )
+        for i in range(ahead):
+            counted_BT = counted_BT & same_BT[:, i : i + length]
+    return counted_BT
+
+
+class DecoderLayer(Recomputed):
     """Layer ``index`` of the main model."""
 
     def __init__(self, config: ModelConfig, index: int):
@@ -57,7 +85,7 @@ class DecoderLayer(nn.Module):
             else SwiGLU(config.hidden_size, config.intermediate_size)
         )
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def block(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if self.is_sparse:
@@ -148,7 +176,8 @@ class KexaForCausalLM(nn.Module):
         A list given as ``balance`` receives the balance loss of every sparse layer.
         """
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        context = self._context(x_BTD, document_ids_BT, cache, balance)
+        collect = None if balance is None else balance.append
+        context = self._context(x_BTD, document_ids_BT, cache, collect)
         caches = [None] * len(self.model.layers) if cache is None else cache.layers
         for layer, layer_cache in zip(self.model.layers, caches, strict=True):
             x_BTD = layer(x_BTD, context, layer_cache)
@@ -234,7 +263,7 @@ class KexaForCausalLM(nn.Module):
         x_BTD: Tensor,
         document_ids_BT: Tensor | None,
         cache: Cache | None,
-        balance: list[Tensor] | None = None,
+        balance: Callable[[Tensor], None] | None = None,
     ) -> Context:
         if cache is None:
             step, positions = None, torch.arange(x_BTD.shape[1], device=x_BTD.device)
@@ -256,16 +285,7 @@ class KexaForCausalLM(nn.Module):
         """Mean of -log p(token at t + ahead | hidden state at t) within t's document."""
         targets_BT = input_ids_BT[:, ahead:]
         length = targets_BT.shape[1]
-        counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
-        if loss_mask_BT is not None:
-            counted_BT = loss_mask_BT[:, ahead:].bool()
-        if document_ids_BT is not None:
-            # A document is one run of equal ids: all steps from t to t + ahead must stay inside it.
-            same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (
-                document_ids_BT[:, 1:] >= 0
-            )
-            for i in range(ahead):
-                counted_BT = counted_BT & same_BT[:, i : i + length]
+        counted_BT = counted_targets(input_ids_BT, document_ids_BT, loss_mask_BT, ahead)
         # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
         return self.lm_head.loss(hidden_ND, targets_N) / max(1, len(targets_N))

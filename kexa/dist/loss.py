@@ -1,0 +1,65 @@
+"""The loss of a batch whose rows are spread over ranks, equal to one process's.
+
+One process takes the mean over all counted targets of a batch. Rows hold different numbers of them,
+so the mean of the ranks' means is another number. Every rank has the ids of the whole batch and
+counts its targets alone:
+
+    share_r = mean_r * n_r / n           n_r of n counted targets lie in rank r's rows
+    loss    = sum over ranks of share_r  and its gradient is the sum of the shares' gradients
+
+The MTP loss has its own counts; the balance loss is a mean over rows, of which every rank has
+equally many. What is returned has the global value and the gradient of this rank's share, so that a
+training loop needs not know.
+
+Legend: B rows of the whole batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kexa.dist.mesh import Layout
+from kexa.model import KexaForCausalLM, Loss, counted_targets
+
+
+def batch_loss(
+    model: KexaForCausalLM,
+    input_ids_BT: Tensor,
+    document_ids_BT: Tensor | None,
+    layout: Layout,
+    mtp_weight: float = 0.05,
+    balance_weight: float = 1e-4,
+) -> Loss:
+    """:meth:`kexa.model.KexaForCausalLM.loss` of a batch that every rank gives whole.
+
+    Args:
+        model: sharded by :func:`kexa.dist.shard`.
+        input_ids_BT, document_ids_BT: as there; the same on all ranks.
+
+    Raises:
+        ConfigError: the ranks do not divide B.
+    """
+    weights = {"mtp_weight": mtp_weight, "balance_weight": balance_weight}
+    if layout.size == 1:
+        return model.loss(input_ids_BT, document_ids_BT, **weights)
+    rows = layout.rows(len(input_ids_BT))
+    documents = None if document_ids_BT is None else document_ids_BT[rows]
+    mine = model.loss(input_ids_BT[rows], documents, **weights)
+
+    def share(ahead: int) -> Tensor | float:
+        if input_ids_BT.shape[1] <= ahead:
+            return 0.0
+        counted_B = counted_targets(input_ids_BT, document_ids_BT, None, ahead).sum(1)
+        return counted_B[rows].sum() / counted_B.sum().clamp(min=1)
+
+    shares = (mine.next_token * share(1), mine.mtp * share(2), mine.balance / layout.size)
+    values = torch.stack([part.detach() for part in shares])
+    dist.all_reduce(values)
+    next_token, mtp, balance = (
+        value + (part - part.detach()) for value, part in zip(values, shares, strict=True)
+    )
+    return Loss(
+        next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance
+    )
