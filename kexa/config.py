@@ -195,6 +195,7 @@ class PretrainConfig:
     balance_weight: float  # reported: 1e-4
     balance_step: float  # reported: 1e-4 per optimizer step
     numerics: str  # "fp8", "bf16" or "fp32"
+    recompute: bool  # layers run again in the backward pass instead of keeping activations
     checkpoint_every: int  # optimizer steps
     validation_rows: int  # held-out sequences per category
 

@@ -21,10 +21,11 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,14 @@ from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
-from kexa.model import KexaForCausalLM, Loss
+from kexa.dist import Layout, batch_loss, shard
+from kexa.dist.whole import step_on_whole_matrices
+from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
 from kexa.train.checkpoint import identity
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
-from kexa.train.optim import build_optimizers
+from kexa.train.optim import Muon, build_optimizers
 from kexa.train.schedule import wsd
 
 
@@ -163,34 +166,67 @@ def run_curriculum(
         tokens, categories: the directory of :func:`training_streams` and its streams in order.
         checkpoints: of this run alone.
     """
+    model, optimizers, steps = start_curriculum(
+        numerics, model_config, config, seed, tokens, categories, checkpoints, device
+    )
+    return model, optimizers, list(steps)
+
+
+def start_curriculum(
+    numerics: str,
+    model_config: ModelConfig,
+    config: PretrainConfig,
+    seed: int,
+    tokens: Path,
+    categories: Sequence[str],
+    checkpoints: Path,
+    device: torch.device,
+    layout: Layout = Layout(),  # noqa: B008 - frozen
+) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], Iterator[Step]]:
+    """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
+
+    The checkpoints' identity holds neither the layout nor ``config.recompute``: a run may go on
+    under others.
+    """
     streams = {category: open_corpus(tokens / category) for category in categories}
     curriculum = Curriculum(streams, config, seed)
-    model = new_model(model_config, seed).to(device)
+    model = shard(new_model(model_config, seed), layout).to(device)
     set_numerics(model, numerics)
+    set_recompute(model, config.recompute)
     optimizers = build_optimizers(model, config)
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            step_on_whole_matrices(optimizer)
     schedule = functools.partial(
         wsd,
         steps=curriculum.steps,
         warmup_share=config.warmup_share,
         decay_share=config.decay_share,
     )
+    kept = dataclasses.replace(config, recompute=False)
     steps = fit(
-        model, optimizers, curriculum.batch, functools.partial(training_loss, config=config),
+        model, optimizers, curriculum.batch,
+        functools.partial(training_loss, config=config, layout=layout),
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
-        identity=identity(model=model_config, pretrain=config, numerics=numerics, seed=seed),
+        identity=identity(model=model_config, pretrain=kept, numerics=numerics, seed=seed),
         description=f"pretraining in {numerics}",
     )  # fmt: skip
-    return model, optimizers, list(steps)
+    return model, optimizers, steps
 
 
 def training_loss(
-    model: KexaForCausalLM, batch: Mapping[str, Tensor], config: PretrainConfig
+    model: KexaForCausalLM,
+    batch: Mapping[str, Tensor],
+    config: PretrainConfig,
+    layout: Layout = Layout(),  # noqa: B008 - frozen
 ) -> Loss:
     """What pretraining minimises, with the config's weights."""
-    return model.loss(
+    return batch_loss(
+        model,
         batch["input_ids"],
         batch["document_ids"],
+        layout,
         mtp_weight=config.mtp_weight,
         balance_weight=config.balance_weight,
     )

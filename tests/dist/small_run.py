@@ -1,0 +1,61 @@
+"""A run small enough for ranks that share a core, the same on every mesh."""
+
+import functools
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed
+
+from kexa import dist
+from kexa.dist.whole import step_on_whole_matrices
+from kexa.model import set_recompute
+from kexa.train import Muon, build_optimizers, fit, wsd
+from kexa.train.pretrain import training_loss
+from tests.train.conftest import OPTIMIZATION, tiny_model
+
+STEPS = 10
+LOSS = SimpleNamespace(mtp_weight=0.05, balance_weight=1e-2)
+
+
+def batch_at(step: int) -> dict[str, torch.Tensor]:
+    """8 rows of documents of 1 to about 10 tokens: every row has another number of targets."""
+    generator = torch.Generator().manual_seed(step)
+    starts = torch.rand(8, 12, generator=generator) < torch.linspace(0, 0.6, 8)[:, None]
+    return {
+        "input_ids": torch.randint(2, 64, (8, 12), generator=generator),
+        "document_ids": starts.long().cumsum(1),
+    }
+
+
+def run(
+    fsdp: int = 1,
+    ep: int = 1,
+    take: int = STEPS,
+    recompute: bool = False,
+    directory: Path | None = None,
+    **options,
+) -> tuple[list, dict[str, torch.Tensor]]:
+    """The records of up to ``take`` steps on a mesh, then the model's state in whole tensors."""
+    torch.set_num_threads(1)
+    layout = dist.join(fsdp, ep, torch.device("cpu"))
+    model = dist.shard(tiny_model(), layout)
+    set_recompute(model, recompute)
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            step_on_whole_matrices(optimizer)
+    schedule = functools.partial(wsd, steps=STEPS, warmup_share=0.2, decay_share=0.2)
+    loss = functools.partial(training_loss, config=LOSS, layout=layout)
+    steps = fit(
+        model, optimizers, batch_at, loss, STEPS, schedule,
+        checkpoint_dir=directory, checkpoint_every=3, **options,
+    )  # fmt: skip
+    records = list(itertools.islice(steps, take))
+    state = {
+        name: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone()
+        for name, t in model.state_dict().items()
+    }
+    dist.leave()
+    return records, state

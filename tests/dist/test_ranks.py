@@ -1,0 +1,43 @@
+"""Two and four gloo ranks against one process, in fp32."""
+
+import functools
+
+import pytest
+import torch
+
+from tests.dist import small_run
+from tests.dist.forked import run
+
+
+@functools.cache
+def alone(**options):
+    return small_run.run(**options)
+
+
+def assert_same_run(ranks, one):
+    records, state = one
+    for others, _ in ranks:
+        assert len(others) == len(records)
+        for a, b in zip(others, records, strict=True):
+            assert a.losses == pytest.approx(b.losses, rel=1e-5)
+            assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+            assert a.expert_load == b.expert_load
+            assert (a.step, a.tokens, a.skipped, a.learning_rate) == (
+                b.step, b.tokens, b.skipped, b.learning_rate,
+            )  # fmt: skip
+    for _, other in ranks:
+        assert other.keys() == state.keys()
+        for name, tensor in state.items():
+            if name.endswith("e_score_correction_bias"):
+                assert torch.equal(other[name], tensor), name
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("fsdp, ep", [(2, 1), (1, 2), (4, 1), (1, 4), (2, 2)])
+def test_a_mesh_trains_as_one_process(fsdp, ep):
+    assert_same_run(run(small_run.run, fsdp * ep, fsdp, ep), alone())
+
+
+def test_accumulation_and_recompute_on_a_mesh():
+    ranks = run(functools.partial(small_run.run, recompute=True, accumulate=2), 4, 2, 2)
+    assert_same_run(ranks, alone(accumulate=2))
