@@ -9,8 +9,8 @@ step number is the whole data position and a run resumed from a checkpoint equal
 uninterrupted one bit for bit. A resumed run first yields the records of the steps it does not
 repeat, so whoever consumes the generator sees the same stream either way.
 
-On several ranks (:mod:`kexa.dist`) every rank runs this loop over the same batches; the loss function
-takes the rank's rows of them, and norm, expert counts and losses are those of all ranks.
+On several ranks (:mod:`kexa.dist`) every rank runs this loop over the same batches; the loss
+function takes the rank's rows, and norm, expert counts and losses are those of all ranks.
 
 The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
 ``spike`` times the median of the last 64 norms; ten skips in a row stop the run. On SIGTERM the
