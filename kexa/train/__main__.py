@@ -41,7 +41,7 @@ from kexa.data import load_corpus
 from kexa.interop import save_hf
 from kexa.model import KexaForCausalLM
 from kexa.record import CannotWrite, Run, read_json, write_atomic
-from kexa.train.checkpoint import CheckpointError
+from kexa.train.checkpoint import CheckpointError, list_checkpoints
 from kexa.train.loop import Step, TrainingDiverged
 from kexa.train.pretrain import start_curriculum, training_streams
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = configs.load(options.profile, dict(map(_override, options.overrides)))
+    config = configs.load(options.profile, dict(map(override, options.overrides)))
     processes = dist.processes()
     fsdp = processes // max(1, options.ep) if options.fsdp is None else options.fsdp
     dist.check(fsdp, options.ep, processes, config.model.num_experts)
@@ -111,6 +111,8 @@ def _train(
     layout: dist.Layout,
 ) -> None:
     pretrain = config.pretrain
+    if layout.rank == 0 and (saved := list_checkpoints(out / "checkpoints")):
+        print(f"going on from {saved[-1].name}")
     model, _, steps = start_curriculum(
         pretrain.numerics, config.model, pretrain, seed, out / "tokens", categories,
         out / "checkpoints", device, layout,
@@ -125,7 +127,8 @@ def _train(
     )
     if record:
         for name, value in last.losses.items():
-            record.value(f"training loss, {name}", value, unit="nats/token")
+            unit = "" if name == "balance" else "nats/token"
+            record.value(f"training loss, {name}", value, unit=unit)
         record.value("tokens", last.tokens)
         record.value("ranks", f"fsdp {layout.fsdp} x ep {layout.ep}")
         with torch.device("meta"):
@@ -172,14 +175,15 @@ def _tokens(config: Config, seed: int, vocabulary: Path, out: Path, main_rank: b
     return read_json(done)["streams"]
 
 
-def _override(text: str) -> tuple[str, Any]:
+def override(text: str) -> tuple[str, Any]:
+    """Key and value of ``KEY=VALUE``: a value of TOML, or else a word."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text!r}: write it as KEY=VALUE, as in pretrain.accumulate=2")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key, value  # a word
+        return key, value
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:

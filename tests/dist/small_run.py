@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ def run(
     ep: int = 1,
     take: int = STEPS,
     recompute: bool = False,
+    bias: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     directory: Path | None = None,
     **options,
 ) -> tuple[list, dict[str, torch.Tensor]]:
@@ -41,6 +43,8 @@ def run(
     torch.set_num_threads(1)
     layout = dist.join(fsdp, ep, torch.device("cpu"))
     model = dist.shard(tiny_model(), layout)
+    for layer in model.moe_layers:
+        layer.e_score_correction_bias.copy_(torch.tensor(bias))
     set_recompute(model, recompute)
     optimizers = build_optimizers(model, OPTIMIZATION)
     for optimizer in optimizers:
@@ -58,4 +62,16 @@ def run(
         for name, t in model.state_dict().items()
     }
     dist.leave()
+    return records, state
+
+
+def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str, torch.Tensor]]:
+    """:func:`run` with checkpoints after every 3 steps."""
+    return run(fsdp, ep, take, directory=directory)
+
+
+def starved(fsdp: int, ep: int) -> tuple[list, dict[str, torch.Tensor]]:
+    """:func:`run` for two steps in which only the first two of four experts are chosen."""
+    records, state = run(fsdp, ep, 2, bias=(1.0, 1.0, -1.0, -1.0))
+    assert all(load[2:] == [0, 0] for load in records[0].expert_load)
     return records, state
