@@ -3,7 +3,7 @@
 from kexa.dist.loss import batch_loss
 from kexa.dist.mesh import Layout, check, join, leave, local_device, processes
 from kexa.dist.reduce import any_rank, is_main, scale_to_norm, sum_over_ranks, total_norm
-from kexa.dist.shard import shard
+from kexa.dist.shard import place, shard
 
 __all__ = [
     "Layout",
@@ -14,6 +14,7 @@ __all__ = [
     "join",
     "leave",
     "local_device",
+    "place",
     "processes",
     "scale_to_norm",
     "shard",

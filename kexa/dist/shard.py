@@ -9,17 +9,25 @@ Parameters stay fp32 (the master weights) and each element lives on one rank, an
 and its optimizer state. Every rank reads other rows of the batch and its loss is its share of the
 global mean (:mod:`kexa.dist.loss`), so gradients are *summed* over ranks, never averaged.
 
+A model too large for one process is built on the meta device, sharded, and filled parameter by
+parameter: ``shard``, ``model.to_empty(device=...)``, then :func:`place` for each.
+
 chosen: the 236B model's attention and shared experts over all ranks rather than over "fsdp" only,
 which would hold a copy for each place along "ep".
 """
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from torch.distributed.tensor import DTensor, Replicate
 
 from kexa.dist.experts import ParallelExperts
 from kexa.dist.mesh import Layout
+from kexa.dist.reduce import local
 from kexa.model import KexaForCausalLM
 
 
@@ -43,7 +51,20 @@ def shard(model: KexaForCausalLM, layout: Layout) -> KexaForCausalLM:
     return model
 
 
-def _split(module: nn.Module, mesh) -> None:
+@torch.no_grad()
+def place(p: Tensor, whole: Tensor) -> None:
+    """Copy this rank's part of ``whole``, which every rank gives alike, into a parameter."""
+    local(p).copy_(local(part(whole, p)) if isinstance(p, DTensor) else whole)
+
+
+def part(whole: Tensor, like: DTensor) -> DTensor:
+    """A tensor that every rank has, sharded as ``like``; nothing is sent."""
+    mesh = like.device_mesh
+    copies = DTensor.from_local(whole.detach(), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return copies.redistribute(placements=like.placements)
+
+
+def _split(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh)
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)  # with the next line: a sum, by gloo and NCCL alike

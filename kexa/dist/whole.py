@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
-from kexa.dist.reduce import local
+from kexa.dist.shard import part, place
 
 
 def step_on_whole_matrices(optimizer: torch.optim.Optimizer) -> None:
@@ -34,16 +34,9 @@ def step_on_whole_matrices(optimizer: torch.optim.Optimizer) -> None:
             for i, whole in enumerate(group["params"]):
                 if whole in sharded:
                     p = group["params"][i] = sharded.pop(whole)
-                    local(p).copy_(local(_part(whole, p)))
+                    place(p, whole)
                     state = optimizer.state.pop(whole)
-                    optimizer.state[p] = {k: _part(v, p) for k, v in state.items()}
+                    optimizer.state[p] = {k: part(v, p) for k, v in state.items()}
 
     optimizer.register_step_pre_hook(gather)
     optimizer.register_step_post_hook(scatter)
-
-
-def _part(whole: Tensor, like: DTensor) -> DTensor:
-    """A tensor that every rank has, sharded as ``like``."""
-    mesh = like.device_mesh
-    copies = DTensor.from_local(whole.detach(), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return copies.redistribute(placements=like.placements)

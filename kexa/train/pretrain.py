@@ -37,7 +37,7 @@ from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
-from kexa.dist import Layout, batch_loss, shard
+from kexa.dist import Layout, batch_loss, place, shard
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
@@ -60,6 +60,31 @@ def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
     model = KexaForCausalLM(config)
     generator = runtime.generator(seed, "embedding")  # the same with and without an MTP block
     torch.nn.init.normal_(model.model.embed_tokens.weight, generator=generator)
+    return model
+
+
+def new_sharded_model(
+    config: ModelConfig, seed: int, layout: Layout, device: torch.device
+) -> KexaForCausalLM:
+    """:func:`new_model` over the ranks of a layout, the same values to the bit.
+
+    No rank ever holds more than one whole parameter; every rank draws them all.
+    """
+    with torch.device("meta"):
+        model = KexaForCausalLM(config)
+    shard(model, layout)
+    model.to_empty(device=device)
+    for buffer in model.buffers():
+        buffer.zero_()
+    torch.manual_seed(seed)
+    torch.empty(config.vocab_size, config.hidden_size).normal_()  # as nn.Embedding does when built
+    for name, p in model.named_parameters():
+        whole = torch.ones(p.shape)
+        if p.dim() > 1:
+            whole.normal_(0.0, config.initializer_range)
+        if name == "model.embed_tokens.weight":
+            whole.normal_(generator=runtime.generator(seed, "embedding"))
+        place(p, whole.to(device))
     return model
 
 
@@ -190,7 +215,10 @@ def start_curriculum(
     """
     streams = {category: open_corpus(tokens / category) for category in categories}
     curriculum = Curriculum(streams, config, seed)
-    model = shard(new_model(model_config, seed), layout).to(device)
+    if layout.size == 1:
+        model = new_model(model_config, seed).to(device)
+    else:
+        model = new_sharded_model(model_config, seed, layout, device)
     set_numerics(model, numerics)
     set_recompute(model, config.recompute)
     optimizers = build_optimizers(model, config)

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.distributed
+from torch.distributed.tensor import DTensor
 
 from kexa import dist
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import set_recompute
 from kexa.train import Muon, build_optimizers, fit, wsd
-from kexa.train.pretrain import training_loss
-from tests.train.conftest import OPTIMIZATION, tiny_model
+from kexa.train.pretrain import new_sharded_model, training_loss
+from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
 
 STEPS = 10
 LOSS = SimpleNamespace(mtp_weight=0.05, balance_weight=1e-2)
@@ -57,12 +57,17 @@ def run(
         checkpoint_dir=directory, checkpoint_every=3, **options,
     )  # fmt: skip
     records = list(itertools.islice(steps, take))
-    state = {
-        name: (t.full_tensor() if hasattr(t, "full_tensor") else t).clone()
-        for name, t in model.state_dict().items()
-    }
+    state = whole_state(model)
     dist.leave()
     return records, state
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's state as tensors of this process."""
+    return {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).clone()
+        for name, t in model.state_dict().items()
+    }
 
 
 def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str, torch.Tensor]]:
@@ -75,3 +80,11 @@ def starved(fsdp: int, ep: int) -> tuple[list, dict[str, torch.Tensor]]:
     records, state = run(fsdp, ep, 2, bias=(1.0, 1.0, -1.0, -1.0))
     assert all(load[2:] == [0, 0] for load in records[0].expert_load)
     return records, state
+
+
+def initial(fsdp: int, ep: int) -> dict[str, torch.Tensor]:
+    """The state of a model that was never whole on one rank."""
+    layout = dist.join(fsdp, ep, torch.device("cpu"))
+    state = whole_state(new_sharded_model(CONFIG, 3, layout, torch.device("cpu")))
+    dist.leave()
+    return state

@@ -5,8 +5,10 @@ import functools
 import pytest
 import torch
 
+from kexa.train.pretrain import new_model
 from tests.dist import small_run
 from tests.dist.forked import run
+from tests.train.conftest import CONFIG
 
 
 @functools.cache
@@ -46,3 +48,11 @@ def test_accumulation_and_recompute_on_a_mesh():
 def test_a_rank_whose_experts_get_no_token():
     """The bias sends every token to the experts of the first rank."""
     assert_same_run(run(small_run.starved, 2, 1, 2), small_run.starved(1, 1))
+
+
+def test_a_model_that_is_never_whole_starts_as_one_that_is():
+    expected = new_model(CONFIG, 3).state_dict()
+    for state in run(small_run.initial, 4, 2, 2):
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(state[name], tensor), name
