@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -63,10 +64,13 @@ class ParallelExperts(nn.Module):
 
         rows_PD = x_ND.index_select(0, routing.order_P // top_k)
         rows_RD = _AllToAll.apply(rows_PD, sent, received, group)
-        local = _routing(arriving_GL, sum(received), x_ND.dtype)
+        if not any(received):  # a row of zeros, for products that want one; it changes no gradient
+            rows_RD = F.pad(rows_RD, (0, 0, 0, 1))
+            arriving_GL[0, 0] = 1
+        local = _routing(arriving_GL, len(rows_RD), x_ND.dtype)
         h_RF = expert_up(rows_RD, self.gate_up_proj.to_local(), local, grouped_gemm)
         out_RD = expert_down(h_RF, self.down_proj.to_local(), local, grouped_gemm)
-        out_PD = _AllToAll.apply(out_RD, received, sent, group)
+        out_PD = _AllToAll.apply(out_RD[: sum(received)], received, sent, group)
 
         out_NKD = out_PD.index_select(0, routing.inverse_P).unflatten(0, routing.gates_NK.shape)
         return (routing.gates_NK[..., None] * out_NKD).sum(1).to(x_ND.dtype)

@@ -58,22 +58,25 @@ class Layout:
         return slice(self.rank * each, (self.rank + 1) * each)
 
 
+ALONE = Layout()
+
+
 def check(fsdp: int, ep: int, processes: int, num_experts: int) -> None:
     """Refuse a mesh that does not fit.
 
     Raises:
-        ConfigError: an axis below 1, axes that do not multiply to the number of processes, or an
-            "ep" that does not divide the experts.
+        ConfigError: an axis below 1, axes that do not multiply to the number of processes, or that
+            do not divide the experts.
     """
     if fsdp < 1 or ep < 1 or fsdp * ep != processes:
         raise ConfigError(
             f"fsdp {fsdp} x ep {ep} is a mesh of {fsdp * ep} ranks but {processes} processes run: "
             "let --fsdp times --ep be the number of processes that torchrun starts"
         )
-    if num_experts % ep:
+    if num_experts % ep or (ep > 1 and num_experts // ep % fsdp):
         raise ConfigError(
-            f"ep {ep} does not divide {num_experts} experts: choose a divisor of "
-            "model.num_experts"
+            f"fsdp {fsdp} x ep {ep} does not divide {num_experts} experts: with --ep above 1 every "
+            "rank holds as many whole experts"
         )
 
 
@@ -92,7 +95,7 @@ def local_device(device: torch.device) -> torch.device:
 def join(fsdp: int, ep: int, device: torch.device) -> Layout:
     """Meet the other processes; call :func:`check` before and :func:`leave` at the end."""
     if fsdp * ep == 1:
-        return Layout()
+        return ALONE
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

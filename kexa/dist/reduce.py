@@ -1,4 +1,4 @@
-"""What ranks have to agree on: gradient norm, clipping, expert counts, when to stop.
+"""What ranks have to agree on: gradient norm, clipping, expert counts.
 
 Each gradient element lives on one rank, so the global norm is
 
@@ -45,18 +45,3 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         dist.all_reduce(sums)
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total)
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is true on at least one rank."""
-    if not dist.is_initialized():
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(float(flag), device=device)
-    dist.all_reduce(found)
-    return bool(found)
-
-
-def is_main() -> bool:
-    """Whether this process writes what is written once: rank 0."""
-    return not dist.is_initialized() or dist.get_rank() == 0

@@ -83,6 +83,7 @@ def _run(options: argparse.Namespace) -> None:
     processes = dist.processes()
     fsdp = processes // max(1, options.ep) if options.fsdp is None else options.fsdp
     dist.check(fsdp, options.ep, processes, config.model.num_experts)
+    dist.Layout(fsdp, options.ep).rows(config.pretrain.batch_size // config.pretrain.accumulate)
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = dataclasses.replace(
         config.runtime, threads=max(1, config.runtime.threads // on_machine)
@@ -96,7 +97,6 @@ def _run(options: argparse.Namespace) -> None:
     with lock.hold(out, "pretrain") if main_rank else contextlib.nullcontext():
         categories = _tokens(config, options.seed, vocabulary, out, main_rank)
         layout = dist.join(fsdp, options.ep, device)
-        layout.rows(config.pretrain.batch_size // config.pretrain.accumulate)
         _train(config, options.seed, vocabulary, out, categories, device, layout)
         dist.leave()
 

@@ -37,7 +37,7 @@ from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
-from kexa.dist import Layout, batch_loss, place, shard
+from kexa.dist import ALONE, Layout, batch_loss, place, shard
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
@@ -206,7 +206,7 @@ def start_curriculum(
     categories: Sequence[str],
     checkpoints: Path,
     device: torch.device,
-    layout: Layout = Layout(),  # noqa: B008 - frozen
+    layout: Layout = ALONE,
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], Iterator[Step]]:
     """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
 
@@ -247,7 +247,7 @@ def training_loss(
     model: KexaForCausalLM,
     batch: Mapping[str, Tensor],
     config: PretrainConfig,
-    layout: Layout = Layout(),  # noqa: B008 - frozen
+    layout: Layout = ALONE,
 ) -> Loss:
     """What pretraining minimises, with the config's weights."""
     return batch_loss(

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from kexa import dist
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import set_recompute
-from kexa.train import Muon, build_optimizers, fit, wsd
+from kexa.train import Muon, build_optimizers, fit, set_numerics, wsd
 from kexa.train.pretrain import new_sharded_model, training_loss
 from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
 
@@ -35,6 +35,7 @@ def run(
     ep: int = 1,
     take: int = STEPS,
     recompute: bool = False,
+    numerics: str = "fp32",
     bias: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     directory: Path | None = None,
     **options,
@@ -45,6 +46,7 @@ def run(
     model = dist.shard(tiny_model(), layout)
     for layer in model.moe_layers:
         layer.e_score_correction_bias.copy_(torch.tensor(bias))
+    set_numerics(model, numerics)
     set_recompute(model, recompute)
     optimizers = build_optimizers(model, OPTIMIZATION)
     for optimizer in optimizers:
@@ -75,9 +77,9 @@ def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str
     return run(fsdp, ep, take, directory=directory)
 
 
-def starved(fsdp: int, ep: int) -> tuple[list, dict[str, torch.Tensor]]:
+def starved(fsdp: int, ep: int, numerics: str) -> tuple[list, dict[str, torch.Tensor]]:
     """:func:`run` for two steps in which only the first two of four experts are chosen."""
-    records, state = run(fsdp, ep, 2, bias=(1.0, 1.0, -1.0, -1.0))
+    records, state = run(fsdp, ep, 2, numerics=numerics, bias=(1.0, 1.0, -1.0, -1.0))
     assert all(load[2:] == [0, 0] for load in records[0].expert_load)
     return records, state
 

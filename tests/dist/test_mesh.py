@@ -12,7 +12,8 @@ from kexa.train.__main__ import main
     [
         ((2, 2, 3, 8), "fsdp 2 x ep 2 is a mesh of 4 ranks but 3 processes run"),
         ((0, 1, 1, 8), "fsdp 0 x ep 1"),
-        ((1, 3, 3, 8), "ep 3 does not divide 8 experts"),
+        ((1, 3, 3, 8), "fsdp 1 x ep 3 does not divide 8 experts"),
+        ((3, 4, 12, 8), "fsdp 3 x ep 4 does not divide 8 experts"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
