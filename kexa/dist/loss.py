@@ -4,8 +4,8 @@ One process takes the mean over all counted targets of a batch. Rows hold differ
 so the mean of the ranks' means is another number. Every rank has the ids of the whole batch and
 counts its targets alone:
 
-    share_r = mean_r * n_r / n           n_r of n counted targets lie in rank r's rows
-    loss    = sum over ranks of share_r  and its gradient is the sum of the shares' gradients
+    share_r = (sum over the targets of rank r's rows) / (number of targets in the whole batch)
+    loss    = sum over ranks of share_r, and its gradient is the sum of the shares' gradients
 
 The MTP loss has its own counts; the balance loss is a mean over rows, of which every rank has
 equally many. What is returned has the global value and the gradient of this rank's share, so that a
@@ -41,25 +41,22 @@ def batch_loss(
     Raises:
         ConfigError: the ranks do not divide B.
     """
-    weights = {"mtp_weight": mtp_weight, "balance_weight": balance_weight}
     if layout.size == 1:
-        return model.loss(input_ids_BT, document_ids_BT, **weights)
+        return model.loss(
+            input_ids_BT, document_ids_BT, mtp_weight=mtp_weight, balance_weight=balance_weight
+        )
     rows = layout.rows(len(input_ids_BT))
-    documents = None if document_ids_BT is None else document_ids_BT[rows]
-    mine = model.loss(input_ids_BT[rows], documents, **weights)
-
-    def share(ahead: int) -> Tensor | float:
-        if input_ids_BT.shape[1] <= ahead:
-            return 0.0
-        counted_B = counted_targets(input_ids_BT, document_ids_BT, None, ahead).sum(1)
-        return counted_B[rows].sum() / counted_B.sum().clamp(min=1)
-
-    shares = (mine.next_token * share(1), mine.mtp * share(2), mine.balance / layout.size)
-    values = torch.stack([part.detach() for part in shares])
+    counts = [
+        int(counted_targets(input_ids_BT, document_ids_BT, None, ahead).sum()) for ahead in (1, 2)
+    ]
+    mine = model.loss(
+        input_ids_BT[rows],
+        None if document_ids_BT is None else document_ids_BT[rows],
+        mtp_weight=mtp_weight,
+        balance_weight=balance_weight / layout.size,
+        counts=(counts[0], counts[1]),
+    )
+    shares = mine._replace(balance=mine.balance / layout.size)
+    values = torch.stack([share.detach() for share in shares])
     dist.all_reduce(values)
-    next_token, mtp, balance = (
-        value + (part - part.detach()) for value, part in zip(values, shares, strict=True)
-    )
-    return Loss(
-        next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance
-    )
+    return Loss(*(value + (s - s.detach()) for value, s in zip(values, shares, strict=True)))

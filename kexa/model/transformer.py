@@ -206,6 +206,7 @@ class KexaForCausalLM(nn.Module):
         loss_mask_BT: Tensor | None = None,
         mtp_weight: float = 0.05,
         balance_weight: float = 1e-4,
+        counts: tuple[int, int] | None = None,
     ) -> Loss:
         """Training loss of a batch, in nats per counted target.
 
@@ -216,15 +217,18 @@ class KexaForCausalLM(nn.Module):
             mtp_weight: reported 0.05. At 0, or without an MTP block, ``mtp`` is not computed
                 and zero.
             balance_weight: reported 1e-4.
+            counts: what to divide the summed losses of ``next_token`` and ``mtp`` by, if not by the
+                numbers of targets counted here: those of a larger batch that this is a part of.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
         self._check(input_ids_BT, document_ids_BT, None)
         balances: list[Tensor] = []
+        next_count, mtp_count = counts or (None, None)
         hidden_BTD = self.decode(input_ids_BT, document_ids_BT, balance=balances)
         next_token = self._cross_entropy(
-            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=1
+            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 1, next_count
         )
         mtp = next_token.new_zeros(())
         balance = sum(balances, start=mtp)
@@ -232,7 +236,7 @@ class KexaForCausalLM(nn.Module):
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
             mtp = self._cross_entropy(
-                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, ahead=2
+                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 2, mtp_count
             )
         return Loss(
             next_token + mtp_weight * mtp + balance_weight * balance, next_token, mtp, balance
@@ -281,6 +285,7 @@ class KexaForCausalLM(nn.Module):
         document_ids_BT: Tensor | None,
         loss_mask_BT: Tensor | None,
         ahead: int,
+        count: int | None,
     ) -> Tensor:
         """Mean of -log p(token at t + ahead | hidden state at t) within t's document."""
         targets_BT = input_ids_BT[:, ahead:]
@@ -288,7 +293,8 @@ class KexaForCausalLM(nn.Module):
         counted_BT = counted_targets(input_ids_BT, document_ids_BT, loss_mask_BT, ahead)
         # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
-        return self.lm_head.loss(hidden_ND, targets_N) / max(1, len(targets_N))
+        count = len(targets_N) if count is None else count
+        return self.lm_head.loss(hidden_ND, targets_N) / max(1, count)
 
     def _check(
         self, input_ids_BT: Tensor, document_ids_BT: Tensor | None, cache: Cache | None
