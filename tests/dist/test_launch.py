@@ -12,9 +12,11 @@ import time
 
 import numpy as np
 import psutil
+import pytest
 
 from kexa.config import ROOT, load
 from kexa.tokenizer import save, train_baseline
+from kexa.train import __main__ as command
 from kexa.train.__main__ import main, override, tokens_key
 from kexa.train.checkpoint import list_checkpoints
 from tests.dist.forked import free_port, run
@@ -64,6 +66,21 @@ def printed(arguments: list[str]) -> tuple[int, str]:
     return code, out.getvalue()
 
 
+def test_a_lost_rank_is_told_from_a_fault_of_our_own(monkeypatch, capsys):
+    def fail(text):
+        def run(_):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(command, "_run", run)
+
+    fail("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    assert main([]) == 1
+    assert "another rank was lost; run the same command again" in capsys.readouterr().err
+    fail("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main([])
+
+
 def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     arguments = prepare(tmp_path)
     out = tmp_path / "out"
@@ -83,7 +100,7 @@ def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     text = job.communicate(timeout=120)[0]
     assert time.monotonic() - killed < 60
     assert job.returncode != 0
-    assert "another rank was lost; run the same command again to go on" in text
+    assert re.search(r"rank +: 1 .*\n.*\n.*\n.*Signal 9 \(SIGKILL\)", text), text
     assert not (out / "results.json").exists()
 
     ((code, text),) = run(printed, 1, arguments)  # on one process: the checkpoint is cut anew
