@@ -29,22 +29,21 @@ def batch_loss(
     input_ids_BT: Tensor,
     document_ids_BT: Tensor | None,
     layout: Layout,
-    mtp_weight: float = 0.05,
     balance_weight: float = 1e-4,
+    **weights: float,
 ) -> Loss:
     """:meth:`kexa.model.KexaForCausalLM.loss` of a batch that every rank gives whole.
 
     Args:
         model: sharded by :func:`kexa.dist.shard`.
         input_ids_BT, document_ids_BT: as there; the same on all ranks.
+        balance_weight, weights: as there: all the weights of its parts.
 
     Raises:
         ConfigError: the ranks do not divide B.
     """
     if layout.size == 1:
-        return model.loss(
-            input_ids_BT, document_ids_BT, mtp_weight=mtp_weight, balance_weight=balance_weight
-        )
+        return model.loss(input_ids_BT, document_ids_BT, balance_weight=balance_weight, **weights)
     rows = layout.rows(len(input_ids_BT))
     counts = [
         int(counted_targets(input_ids_BT, document_ids_BT, None, ahead).sum()) for ahead in (1, 2)
@@ -52,9 +51,9 @@ def batch_loss(
     mine = model.loss(
         input_ids_BT[rows],
         None if document_ids_BT is None else document_ids_BT[rows],
-        mtp_weight=mtp_weight,
         balance_weight=balance_weight / layout.size,
         counts=(counts[0], counts[1]),
+        **weights,
     )
     shares = mine._replace(balance=mine.balance / layout.size)
     values = torch.stack([share.detach() for share in shares])
