@@ -14,20 +14,20 @@ Ranks are processes on this machine that talk by gloo. No times: they share its 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
 import socket
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.multiprocessing
 
 from kexa import dist
-from kexa.config import ModelConfig
+from kexa.config import ModelConfig, load
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import KexaForCausalLM
 from kexa.record import commit, write_atomic
@@ -50,8 +50,12 @@ MODEL = ModelConfig(
     initializer_range=0.1,
     num_nextn_predict_layers=1,
 )
-TRAINING = SimpleNamespace(
-    learning_rate=3e-3, weight_decay=0.1, mtp_weight=0.05, balance_weight=1e-4
+TRAINING = dataclasses.replace(
+    load("smoke").pretrain,
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    mtp_weight=0.05,
+    balance_weight=1e-4,
 )
 ROWS, LENGTH = 8, 16
 MESHES = ((2, 1), (1, 2), (4, 1), (1, 4), (2, 2))

@@ -1,15 +1,16 @@
 """A run small enough for ranks that share a core, the same on every mesh."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from kexa import dist
+from kexa.config import load
 from kexa.dist.whole import step_on_whole_matrices
 from kexa.model import set_recompute
 from kexa.train import Muon, build_optimizers, fit, set_numerics, wsd
@@ -17,7 +18,7 @@ from kexa.train.pretrain import new_sharded_model, training_loss
 from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
 
 STEPS = 10
-LOSS = SimpleNamespace(mtp_weight=0.05, balance_weight=1e-2)
+LOSS = dataclasses.replace(load("smoke").pretrain, mtp_weight=0.05, balance_weight=1e-2)
 
 
 def batch_at(step: int) -> dict[str, torch.Tensor]:
