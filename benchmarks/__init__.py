@@ -8,6 +8,7 @@ python -m benchmarks.memory           the planner's memory against the allocator
 python -m benchmarks.model train      the whole model against transformers on a CPU
 python -m benchmarks.loop             what the training loop and a checkpoint cost
 python -m benchmarks.crash            kills, damaged checkpoints and SIGTERM lose no step
+python -m benchmarks.parallel         ranks on meshes of two and four against one process
 python -m benchmarks.parity           the model against transformers and itself, random configs
 python -m benchmarks.tokenizer        training, encoding and round trips of the tokenizer
 """

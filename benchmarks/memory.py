@@ -16,23 +16,18 @@ what sharding adds is not measured here. Exits with 1 if a prediction is off by 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.__main__ import RESULTS, device_name
 from kexa.config import ModelConfig
-from kexa.model import KexaForCausalLM
-from kexa.model.attention import Context
+from kexa.model import KexaForCausalLM, set_recompute
 from kexa.record import commit, write_atomic
 from kexa.train import build_optimizers, set_numerics
 from kexa.train.memory import memory
@@ -86,31 +81,13 @@ CASES = (
 )
 
 
-def _recomputed(forward: Callable, x_BTD: Tensor, context: Context, cache: None) -> Tensor:
-    """One layer that keeps its input alone.
-
-    The second pass must not add to the list of balance losses: it would hold the layer's graph.
-    """
-
-    def run(x_BTD: Tensor) -> tuple[Tensor, ...]:
-        balance: list[Tensor] = []
-        return forward(x_BTD, replace(context, balance=balance), cache), *balance
-
-    x_BTD, *balance = checkpoint(run, x_BTD, use_reentrant=False)
-    if context.balance is not None:
-        context.balance += balance
-    return x_BTD
-
-
 def measured(what: Case) -> tuple[int, int]:
     """Bytes of the states and of the peak of a step."""
     torch.manual_seed(0)
     config, work = what.config, what.work
     model = KexaForCausalLM(config)
     set_numerics(model, work.numerics)
-    if work.recompute:
-        for layer in (*model.model.layers, *(model.mtp.layers if model.mtp else ())):
-            layer.forward = functools.partial(_recomputed, layer.forward)
+    set_recompute(model, work.recompute)
     optimizers = build_optimizers(model, SimpleNamespace(learning_rate=1e-3, weight_decay=0.1))
     batch = (
         torch.randint(config.vocab_size, (work.rows, work.length)),

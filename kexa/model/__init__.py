@@ -13,7 +13,8 @@ from kexa.model.generate import (
     sample_with_stats,
     stream,
 )
-from kexa.model.transformer import KexaForCausalLM, Loss
+from kexa.model.recompute import set_recompute
+from kexa.model.transformer import KexaForCausalLM, Loss, counted_targets
 
 __all__ = [
     "Cache",
@@ -25,9 +26,11 @@ __all__ = [
     "ModelConfig",
     "StopReason",
     "Token",
+    "counted_targets",
     "generate",
     "measure_break_even",
     "sample",
     "sample_with_stats",
+    "set_recompute",
     "stream",
 ]

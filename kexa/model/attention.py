@@ -18,6 +18,7 @@ slots.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,8 @@ class Context:
     turn_TK: Tensor | None  # sin_TK, negative in the first half: what multiplies exchanged halves
     document_ids_BT: Tensor | None
     step: Step | None  # None without a cache
-    balance: list[Tensor] | None = None  # sparse layers append their balance loss where asked for
+    # Sparse layers hand it their balance loss. A function: FSDP copies a list that holds tensors.
+    balance: Callable[[Tensor], None] | None = None
 
     @property
     def real_BT(self) -> Tensor | None:

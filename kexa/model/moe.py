@@ -69,7 +69,8 @@ class SparseMoE(nn.Module):
 
     ``grouped_gemm(x_PD, w_EFD, offsets_E)`` multiplies the rows of each expert by that expert's
     matrix; a numerics policy may replace it, and then nothing is fused around it. ``load_E`` counts
-    the tokens each expert got in training forwards since the last bias update.
+    the tokens each expert got in training forwards since the last bias update; a forward that only
+    recomputes activations sets ``counts`` to false.
     """
 
     def __init__(self, config: ModelConfig):
@@ -78,6 +79,7 @@ class SparseMoE(nn.Module):
         self.n_group, self.topk_group = config.n_group, config.topk_group
         self.normalise, self.scale = config.norm_topk_prob, config.routed_scaling_factor
         self.grouped_gemm: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_gemm
+        self.counts = True
         self.gate = Router(config)
         self.experts = Experts(config)
         self.shared_experts = SwiGLU(
@@ -100,22 +102,25 @@ class SparseMoE(nn.Module):
         self,
         x_BTD: Tensor,
         real_BT: Tensor | None = None,
-        balance: list[Tensor] | None = None,
+        balance: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Mix the experts. ``real_BT`` is false at padding, which neither load nor balance counts.
 
-        A list given as ``balance`` receives this layer's sequence-level balance loss.
+        A function given as ``balance`` is handed this layer's sequence-level balance loss.
         """
         x_ND = x_BTD.flatten(0, 1)
         scores_NE = self.gate(x_ND)
         routing = self.route(scores_NE)
         mixed_ND = self.experts(x_ND, routing, self.grouped_gemm)
-        if self.training and torch.is_grad_enabled():  # not while a policy in training samples
+        # not while a policy in training samples
+        if self.counts and self.training and torch.is_grad_enabled():
             hits_NE = torch.zeros_like(scores_NE).scatter_(1, routing.chosen_NK, 1.0)
             counted_NE = hits_NE if real_BT is None else hits_NE * real_BT.flatten()[:, None]
             self.load_E += counted_NE.sum(0)
         if balance is not None:
-            balance.append(self._balance(scores_NE.unflatten(0, x_BTD.shape[:2]), real_BT))
+            loss = self._balance(scores_NE.unflatten(0, x_BTD.shape[:2]), real_BT)
+            if self.counts:  # handed over again, it would hold what was recomputed
+                balance(loss)
         return mixed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
 
     def route(self, scores_NE: Tensor) -> Routing:

@@ -23,10 +23,11 @@ from kexa.config import ModelConfig
 from kexa.model.attention import Attention, Context
 from kexa.model.cache import LayerCache
 from kexa.model.linear import Linear, RMSNorm, SwiGLU
+from kexa.model.recompute import Recomputed
 from kexa.model.step import takes_step
 
 
-class MTPLayer(nn.Module):
+class MTPLayer(Recomputed):
     """Pre-norm decoder layer: global attention, dense SwiGLU."""
 
     def __init__(self, config: ModelConfig):
@@ -36,7 +37,7 @@ class MTPLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+    def block(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         if takes_step(self, context, cache):
             return cache.layer_step(x_BTD, context, cache)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)

@@ -23,6 +23,7 @@ Legend: B rows, T tokens, D hidden size, V vocabulary, L sparse layers, E expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from kexa.model.cache import Cache, LayerCache
 from kexa.model.linear import Head, RMSNorm, SwiGLU
 from kexa.model.moe import SparseMoE
 from kexa.model.mtp import MTPBlock
+from kexa.model.recompute import Recomputed
 from kexa.model.step import takes_step
 
 
@@ -47,7 +49,33 @@ class Loss(NamedTuple):
     balance: Tensor
 
 
-class DecoderLayer(nn.Module):
+def counted_targets(
+    input_ids_BT: Tensor,
+    document_ids_BT: Tensor | None,
+    loss_mask_BT: Tensor | None,
+    ahead: int,
+) -> Tensor:
+    """Which tokens count as targets ``ahead`` steps on: bool [B, T - ahead], at t of t + ahead.
+
+    All steps from t to t + ahead must stay inside one document; arguments as in
+    :meth:`KexaForCausalLM.loss`.
+    """
+    targets_BT = input_ids_BT[:, ahead:]
+    length = targets_BT.shape[1]
+    counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
+    if loss_mask_BT is not None:
+        counted_BT = loss_mask_BT[:, ahead:].bool()
+    if document_ids_BT is not None:
+        # A document is one run of equal ids.
+        same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (
+            document_ids_BT[:, 1:] >= 0
+        )
+        for i in range(ahead):
+            counted_BT = counted_BT & same_BT[:, i : i + length]
+    return counted_BT
+
+
+class DecoderLayer(Recomputed):
     """Layer ``index`` of the main model."""
 
     def __init__(self, config: ModelConfig, index: int):
@@ -62,7 +90,7 @@ class DecoderLayer(nn.Module):
             else SwiGLU(config.hidden_size, config.intermediate_size)
         )
 
-    def forward(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
+    def block(self, x_BTD: Tensor, context: Context, cache: LayerCache | None) -> Tensor:
         if takes_step(self, context, cache):
             return cache.layer_step(x_BTD, context, cache)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context, cache)
@@ -155,7 +183,8 @@ class KexaForCausalLM(nn.Module):
         A list given as ``balance`` receives the balance loss of every sparse layer.
         """
         x_BTD = F.embedding(input_ids_BT, self.model.embed_tokens.weight)
-        context = self._context(self.model.layers, x_BTD, document_ids_BT, cache, balance)
+        collect = None if balance is None else balance.append
+        context = self._context(self.model.layers, x_BTD, document_ids_BT, cache, collect)
         caches = [None] * len(self.model.layers) if cache is None else cache.layers
         for layer, layer_cache in zip(self.model.layers, caches, strict=True):
             x_BTD = layer(x_BTD, context, layer_cache)
@@ -185,6 +214,7 @@ class KexaForCausalLM(nn.Module):
         mtp_weight: float = 0.05,
         balance_weight: float = 1e-4,
         z_loss: float = 0.0,
+        counts: tuple[int, int] | None = None,
     ) -> Loss:
         """Training loss of a batch, in nats per counted target.
 
@@ -197,15 +227,18 @@ class KexaForCausalLM(nn.Module):
             balance_weight: reported 1e-4.
             z_loss: weight of the squared log-normaliser of the logits, of the MTP block's too. It
                 is part of ``total``; the value of ``next_token`` and ``mtp`` stays cross-entropy.
+            counts: what to divide the summed losses of ``next_token`` and ``mtp`` by, if not by the
+                numbers of targets counted here: those of a larger batch that this is a part of.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
         self._check(input_ids_BT, document_ids_BT, None)
         balances: list[Tensor] = []
+        next_count, mtp_count = counts or (None, None)
         hidden_BTD = self.decode(input_ids_BT, document_ids_BT, balance=balances)
         next_token, penalty = self._cross_entropy(
-            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 1, z_loss
+            hidden_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 1, z_loss, next_count
         )
         mtp = mtp_penalty = next_token.new_zeros(())
         balance = sum(balances, start=mtp)
@@ -213,7 +246,7 @@ class KexaForCausalLM(nn.Module):
             documents = None if document_ids_BT is None else document_ids_BT[:, :-1]
             ahead_BTD = self.mtp_hidden_states(input_ids_BT[:, 1:], hidden_BTD[:, :-1], documents)
             mtp, mtp_penalty = self._cross_entropy(
-                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 2, z_loss
+                ahead_BTD, input_ids_BT, document_ids_BT, loss_mask_BT, 2, z_loss, mtp_count
             )
         total = next_token + mtp_weight * mtp + balance_weight * balance
         return Loss(total, next_token - penalty, mtp - mtp_penalty, balance)
@@ -244,7 +277,7 @@ class KexaForCausalLM(nn.Module):
         x_BTD: Tensor,
         document_ids_BT: Tensor | None,
         cache: Cache | None,
-        balance: list[Tensor] | None = None,
+        balance: Callable[[Tensor], None] | None = None,
     ) -> Context:
         if cache is None:
             step, positions = None, torch.arange(x_BTD.shape[1], device=x_BTD.device)
@@ -267,6 +300,7 @@ class KexaForCausalLM(nn.Module):
         loss_mask_BT: Tensor | None,
         ahead: int,
         z_loss: float,
+        count: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Mean of -log p(token at t + ahead | hidden state at t) within t's document.
 
@@ -274,21 +308,12 @@ class KexaForCausalLM(nn.Module):
         """
         targets_BT = input_ids_BT[:, ahead:]
         length = targets_BT.shape[1]
-        counted_BT = torch.ones_like(targets_BT, dtype=torch.bool)
-        if loss_mask_BT is not None:
-            counted_BT = loss_mask_BT[:, ahead:].bool()
-        if document_ids_BT is not None:
-            # A document is one run of equal ids: all steps from t to t + ahead must stay inside it.
-            same_BT = (document_ids_BT[:, 1:] == document_ids_BT[:, :-1]) & (
-                document_ids_BT[:, 1:] >= 0
-            )
-            for i in range(ahead):
-                counted_BT = counted_BT & same_BT[:, i : i + length]
+        counted_BT = counted_targets(input_ids_BT, document_ids_BT, loss_mask_BT, ahead)
         # The head is the widest product of a small model: it runs on the counted positions only.
         targets_N, hidden_ND = targets_BT[counted_BT], hidden_BTD[:, :length][counted_BT]
         penalties: list[Tensor] = []
         loss = self.lm_head.loss(hidden_ND, targets_N, z_loss, penalties)
-        count = max(1, len(targets_N))
+        count = max(1, len(targets_N) if count is None else count)
         return loss / count, penalties[0] / count
 
     def _check(

@@ -9,6 +9,9 @@ step number is the whole data position and a run resumed from a checkpoint equal
 uninterrupted one bit for bit. A resumed run first yields the records of the steps it does not
 repeat, so whoever consumes the generator sees the same stream either way.
 
+On several ranks (:mod:`kexa.dist`) every rank runs this loop over the same batches; the loss
+function takes the rank's rows, and norm, expert counts and losses are those of all ranks.
+
 The guard skips an update whose loss or gradient norm is not finite, or whose norm exceeds
 ``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
 
@@ -42,6 +45,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from kexa.dist import scale_to_norm, sum_over_ranks, total_norm
 from kexa.kernels.costs import H100_FLOPS
 from kexa.model.accounting import account, training_flops
 from kexa.train import checkpoint
@@ -263,14 +267,15 @@ class _Trainer:
         losses = self._backward(batch)
         self.monitor.gradients()
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = total_norm(grads)
         grad_norm = float(norm)
         skipped = self._skip(losses["total"], grad_norm)
         if not skipped:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            scale_to_norm(grads, self.clip, norm)
             with self.stopwatch:
                 for optimizer in self.optimizers:
                     optimizer.step()
+        sum_over_ranks([layer.load_E for layer in self.model.moe_layers])
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
         self.tokens += batch["input_ids"].numel()

@@ -132,7 +132,7 @@ class Monitor:
             updates = [_local(p) - old for p, old in zip(parameters, self._before[r], strict=True)]
             size = sum(update.numel() for update in updates)
             norm = float(torch.nn.utils.get_total_norm(updates))
-            self._figures[f"update_rms/{r}"] = norm / math.sqrt(size)
+            self._figures[f"update_rms/{r}"] = norm / math.sqrt(max(1, size))
         del self._before
         self._due = False
         means = {

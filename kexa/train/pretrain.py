@@ -21,10 +21,11 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
 from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
 from kexa.data.synthesis import facts
-from kexa.model import KexaForCausalLM, Loss
+from kexa.dist import ALONE, Layout, batch_loss, place, shard
+from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
 from kexa.train.checkpoint import identity
 from kexa.train.fp8 import set_numerics
@@ -57,6 +59,31 @@ def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
     model = KexaForCausalLM(config)
     generator = runtime.generator(seed, "embedding")  # the same with and without an MTP block
     torch.nn.init.normal_(model.model.embed_tokens.weight, generator=generator)
+    return model
+
+
+def new_sharded_model(
+    config: ModelConfig, seed: int, layout: Layout, device: torch.device
+) -> KexaForCausalLM:
+    """:func:`new_model` over the ranks of a layout, the same values to the bit.
+
+    No rank ever holds more than one whole parameter; every rank draws them all.
+    """
+    with torch.device("meta"):
+        model = KexaForCausalLM(config)
+    shard(model, layout)
+    model.to_empty(device=device)
+    for buffer in model.buffers():
+        buffer.zero_()
+    torch.manual_seed(seed)
+    torch.empty(config.vocab_size, config.hidden_size).normal_()  # as nn.Embedding does when built
+    for name, p in model.named_parameters():
+        whole = torch.ones(p.shape)
+        if p.dim() > 1:
+            whole.normal_(0.0, config.initializer_range)
+        if name == "model.embed_tokens.weight":
+            whole.normal_(generator=runtime.generator(seed, "embedding"))
+        place(p, whole.to(device))
     return model
 
 
@@ -165,10 +192,36 @@ def run_curriculum(
         tokens, categories: the directory of :func:`training_streams` and its streams in order.
         checkpoints: of this run alone.
     """
+    model, optimizers, steps = start_curriculum(
+        numerics, model_config, config, seed, tokens, categories, checkpoints, device
+    )
+    return model, optimizers, list(steps)
+
+
+def start_curriculum(
+    numerics: str,
+    model_config: ModelConfig,
+    config: PretrainConfig,
+    seed: int,
+    tokens: Path,
+    categories: Sequence[str],
+    checkpoints: Path,
+    device: torch.device,
+    layout: Layout = ALONE,
+) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], Iterator[Step]]:
+    """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
+
+    The checkpoints' identity holds neither the layout nor ``config.recompute``: a run may go on
+    under others.
+    """
     streams = {category: open_corpus(tokens / category) for category in categories}
     curriculum = Curriculum(streams, config, seed)
-    model = new_model(model_config, seed).to(device)
+    if layout.size == 1:
+        model = new_model(model_config, seed).to(device)
+    else:
+        model = new_sharded_model(model_config, seed, layout, device)
     set_numerics(model, numerics)
+    set_recompute(model, config.recompute)
     optimizers = build_optimizers(model, config)
     schedule = functools.partial(
         wsd,
@@ -176,25 +229,32 @@ def run_curriculum(
         warmup_share=config.warmup_share,
         decay_share=config.decay_share,
     )
+    kept = dataclasses.replace(config, recompute=False)
     steps = fit(
-        model, optimizers, curriculum.batch, functools.partial(training_loss, config=config),
+        model, optimizers, curriculum.batch,
+        functools.partial(training_loss, config=config, layout=layout),
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
         milestones=set(curriculum.starts.values()) - {0},
-        identity=identity(model=model_config, pretrain=config, numerics=numerics, seed=seed),
+        identity=identity(model=model_config, pretrain=kept, numerics=numerics, seed=seed),
         description=f"pretraining in {numerics}",
     )  # fmt: skip
-    return model, optimizers, list(steps)
+    return model, optimizers, steps
 
 
 def training_loss(
-    model: KexaForCausalLM, batch: Mapping[str, Tensor], config: PretrainConfig
+    model: KexaForCausalLM,
+    batch: Mapping[str, Tensor],
+    config: PretrainConfig,
+    layout: Layout = ALONE,
 ) -> Loss:
     """What pretraining minimises, with the config's weights."""
-    return model.loss(
+    return batch_loss(
+        model,
         batch["input_ids"],
         batch["document_ids"],
+        layout,
         mtp_weight=config.mtp_weight,
         balance_weight=config.balance_weight,
         z_loss=config.z_loss,

@@ -1,0 +1,56 @@
+"""Ranks of a test: forked from a server that has imported everything once, joined by gloo."""
+
+import io
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.dist.small_run"])
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run(work: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
+    """``work(*arguments)`` on every rank; what each returned, in order of rank."""
+    port, answers = free_port(), CONTEXT.Queue()
+    processes = [
+        CONTEXT.Process(target=_rank, args=(answers, rank, ranks, port, work, arguments))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    found = {}
+    for _ in processes:
+        rank, fault, answer = answers.get(timeout=120)
+        assert not fault, fault
+        found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
+    for process in processes:
+        process.join()
+    return [found[rank] for rank in range(ranks)]
+
+
+def _rank(answers, rank, ranks, port, work, arguments):
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+    }
+    answer = io.BytesIO()  # tensors as bytes: as themselves they would outlive their process
+    try:
+        torch.save(work(*arguments), answer)
+    except BaseException:
+        answers.put((rank, traceback.format_exc(), b""))
+    else:
+        answers.put((rank, "", answer.getvalue()))

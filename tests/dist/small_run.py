@@ -1,0 +1,89 @@
+"""A run small enough for ranks that share a core, the same on every mesh."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from kexa import dist
+from kexa.config import load
+from kexa.model import set_recompute
+from kexa.train import Muon, build_optimizers, fit, set_numerics, wsd
+from kexa.train.pretrain import new_sharded_model, training_loss
+from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
+
+STEPS = 10
+LOSS = dataclasses.replace(load("smoke").pretrain, mtp_weight=0.05, balance_weight=1e-2)
+
+
+def batch_at(step: int) -> dict[str, torch.Tensor]:
+    """8 rows of documents of 1 to about 10 tokens: every row has another number of targets."""
+    generator = torch.Generator().manual_seed(step)
+    starts = torch.rand(8, 12, generator=generator) < torch.linspace(0, 0.6, 8)[:, None]
+    return {
+        "input_ids": torch.randint(2, 64, (8, 12), generator=generator),
+        "document_ids": starts.long().cumsum(1),
+    }
+
+
+def run(
+    fsdp: int = 1,
+    ep: int = 1,
+    take: int = STEPS,
+    recompute: bool = False,
+    numerics: str = "fp32",
+    bias: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+    directory: Path | None = None,
+    **options,
+) -> tuple[list, dict[str, torch.Tensor]]:
+    """The records of up to ``take`` steps on a mesh, then the model's state in whole tensors."""
+    torch.set_num_threads(1)
+    layout = dist.join(fsdp, ep, torch.device("cpu"))
+    model = dist.shard(tiny_model(), layout)
+    for layer in model.moe_layers:
+        layer.e_score_correction_bias.copy_(torch.tensor(bias))
+    set_numerics(model, numerics)
+    set_recompute(model, recompute)
+    optimizers = build_optimizers(model, OPTIMIZATION)
+    schedule = functools.partial(wsd, steps=STEPS, warmup_share=0.2, decay_share=0.2)
+    loss = functools.partial(training_loss, config=LOSS, layout=layout)
+    steps = fit(
+        model, optimizers, batch_at, loss, STEPS, schedule,
+        checkpoint_dir=directory, checkpoint_every=3, **options,
+    )  # fmt: skip
+    records = list(itertools.islice(steps, take))
+    state = whole_state(model)
+    dist.leave()
+    return records, state
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's state as tensors of this process."""
+    return {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).clone()
+        for name, t in model.state_dict().items()
+    }
+
+
+def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str, torch.Tensor]]:
+    """:func:`run` with checkpoints after every 3 steps."""
+    return run(fsdp, ep, take, directory=directory)
+
+
+def starved(fsdp: int, ep: int, numerics: str) -> tuple[list, dict[str, torch.Tensor]]:
+    """:func:`run` for two steps in which only the first two of four experts are chosen."""
+    records, state = run(fsdp, ep, 2, numerics=numerics, bias=(1.0, 1.0, -1.0, -1.0))
+    assert all(load[2:] == [0, 0] for load in records[0].expert_load)
+    return records, state
+
+
+def initial(fsdp: int, ep: int) -> dict[str, torch.Tensor]:
+    """The state of a model that was never whole on one rank."""
+    layout = dist.join(fsdp, ep, torch.device("cpu"))
+    state = whole_state(new_sharded_model(CONFIG, 3, layout, torch.device("cpu")))
+    dist.leave()
+    return state

@@ -1,0 +1,111 @@
+"""The command under torchrun: a killed rank ends the job, the same command goes on."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from kexa.config import ROOT, load
+from kexa.tokenizer import save, train_baseline
+from kexa.train import __main__ as command
+from kexa.train.__main__ import main, override, tokens_key
+from kexa.train.checkpoint import list_checkpoints
+from tests.dist.forked import free_port, run
+from tests.tokenizer import conftest as words
+
+STEPS = 40
+SETTINGS = [
+    "tokenizer.vocab_size=1000",
+    "model.hidden_size=16",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=1",
+    "model.head_dim=8",
+    "model.intermediate_size=32",
+    "model.moe_intermediate_size=8",
+    "pretrain.sequence_length=16",
+    "pretrain.batch_size=4",
+    f"pretrain.stage_steps={{foundation={STEPS - 2},domain=1,reasoning=1}}",
+    "pretrain.numerics=fp32",
+    "pretrain.checkpoint_every=5",
+]
+
+
+def prepare(directory) -> list[str]:
+    """A tokenizer and streams of random tokens in their places; the command's arguments."""
+    vocabulary, out = directory / "tokenizer", directory / "out"
+    corpora = {category: words.documents(category) for category in words.WORDS}
+    save(train_baseline(corpora, words.CONFIG), vocabulary)
+    config = load("smoke", dict(map(override, SETTINGS)))
+    names = [*words.WORDS, *config.pretrain.synthetic_documents]
+    for i, name in enumerate(names):
+        folder = out / "tokens" / name
+        folder.mkdir(parents=True)
+        np.random.default_rng(i).integers(2, 1000, 4000, dtype=np.int32).tofile(
+            folder / "tokens.bin"
+        )
+        np.save(folder / "offsets.npy", np.arange(0, 4001, 40, dtype=np.int64))
+    done = {"key": tokens_key(config, 0, vocabulary), "streams": names}
+    (out / "tokens" / "streams.json").write_text(json.dumps(done))
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    return ["--tokenizer", str(vocabulary), "--out", str(out), *sets]
+
+
+def printed(arguments: list[str]) -> tuple[int, str]:
+    """The exit code of the command on one process, and what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(arguments)
+    return code, out.getvalue()
+
+
+def test_a_lost_rank_is_told_from_a_fault_of_our_own(monkeypatch, capsys):
+    def fail(text):
+        def run(_):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(command, "_run", run)
+
+    fail("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    assert main([]) == 1
+    assert "another rank was lost; run the same command again" in capsys.readouterr().err
+    fail("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main([])
+
+
+def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
+    arguments = prepare(tmp_path)
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    job = subprocess.Popen(
+        [*torchrun, "--master-port", str(free_port()), "-m", "kexa.train", "--ep", "2", *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while not list_checkpoints(out / "checkpoints"):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    ranks = [p for p in psutil.Process(job.pid).children(recursive=True) if "--ep" in p.cmdline()]
+    assert len(ranks) == 2
+    killed = time.monotonic()
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    text = job.communicate(timeout=120)[0]
+    assert time.monotonic() - killed < 60
+    assert job.returncode != 0
+    assert re.search(r"rank +: 1 .*\n.*\n.*\n.*Signal 9 \(SIGKILL\)", text), text
+    assert not (out / "results.json").exists()
+
+    ((code, text),) = run(printed, 1, arguments)  # on one process: the checkpoint is cut anew
+    assert code == 0
+    assert re.search(r"going on from step-000000(05|10|15|20|25|30|35)", text)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert (out / "model" / "model.safetensors").is_file()
