@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from kexa.kernels import Routing, expert_down, expert_up
+from kexa.kernels.experts.reference import rows_of_pairs, weighed_sum
 from kexa.model.moe import Experts
 
 
@@ -54,7 +55,7 @@ class ParallelExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: Routing, grouped_gemm: Callable) -> Tensor:
         """As :meth:`kexa.model.moe.Experts.forward`, tokens of this rank in and out."""
-        group, top_k = self.mesh.get_group(), routing.chosen_NK.shape[1]
+        group = self.mesh.get_group()
         counts_E = routing.offsets_E.diff(prepend=routing.offsets_E.new_zeros(1)).long()
         arriving_E = torch.empty_like(counts_E)
         dist.all_to_all_single(arriving_E, counts_E, group=group)
@@ -62,8 +63,7 @@ class ParallelExperts(nn.Module):
         arriving_GL = arriving_E.view_as(counts_GL)
         sent, received = torch.stack([counts_GL.sum(1), arriving_GL.sum(1)]).tolist()
 
-        rows_PD = x_ND.index_select(0, routing.order_P // top_k)
-        rows_RD = _AllToAll.apply(rows_PD, sent, received, group)
+        rows_RD = _AllToAll.apply(rows_of_pairs(x_ND, routing), sent, received, group)
         if not any(received):  # a row of zeros, for products that want one; it changes no gradient
             rows_RD = F.pad(rows_RD, (0, 0, 0, 1))
             arriving_GL[0, 0] = 1
@@ -71,9 +71,7 @@ class ParallelExperts(nn.Module):
         h_RF = expert_up(rows_RD, self.gate_up_proj.to_local(), local, grouped_gemm)
         out_RD = expert_down(h_RF, self.down_proj.to_local(), local, grouped_gemm)
         out_PD = _AllToAll.apply(out_RD[: sum(received)], received, sent, group)
-
-        out_NKD = out_PD.index_select(0, routing.inverse_P).unflatten(0, routing.gates_NK.shape)
-        return (routing.gates_NK[..., None] * out_NKD).sum(1).to(x_ND.dtype)
+        return weighed_sum(out_PD, routing)
 
 
 def _routing(arriving_GL: Tensor, rows: int, dtype: torch.dtype) -> Routing:

@@ -48,11 +48,24 @@ class _Return(torch.autograd.Function):
         return d_PD.index_select(0, *ctx.saved_tensors), None, None
 
 
+def rows_of_pairs(x_ND: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """The token's row for every pair, sorted by expert: [P, D]."""
+    top_k = routing.chosen_NK.shape[1]
+    return _Gather.apply(x_ND, routing.order_P, routing.inverse_P, top_k)
+
+
+def weighed_sum(rows_PD: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Sorted rows of pairs, weighed by their gates and summed for every token: [N, D]."""
+    out_PD = _Return.apply(rows_PD, routing.order_P, routing.inverse_P)
+    out_NKD = out_PD.unflatten(0, routing.gates_NK.shape)
+    return (routing.gates_NK[..., None] * out_NKD).sum(1).to(rows_PD.dtype)
+
+
 def expert_up(
     x_ND: torch.Tensor, w_EGD: torch.Tensor, routing: Routing, product: Callable
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_up`."""
-    pairs_PD = _Gather.apply(x_ND, routing.order_P, routing.inverse_P, routing.chosen_NK.shape[1])
+    pairs_PD = rows_of_pairs(x_ND, routing)
     gate_PF, up_PF = product(pairs_PD, w_EGD, routing.offsets_E).chunk(2, dim=-1)
     return swiglu(gate_PF, up_PF)
 
@@ -61,8 +74,4 @@ def expert_down(
     h_PF: torch.Tensor, w_EDF: torch.Tensor, routing: Routing, product: Callable
 ) -> torch.Tensor:
     """See :func:`kexa.kernels.expert_down`."""
-    out_PD = product(h_PF, w_EDF, routing.offsets_E)
-    out_NKD = _Return.apply(out_PD, routing.order_P, routing.inverse_P).unflatten(
-        0, routing.gates_NK.shape
-    )
-    return (routing.gates_NK[..., None] * out_NKD).sum(1).to(out_NKD.dtype)
+    return weighed_sum(product(h_PF, w_EDF, routing.offsets_E), routing)
