@@ -83,7 +83,7 @@ def test_drafted_tokens_are_those_of_a_loop_without_caches(agreeing, ids, temper
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 16])
-@pytest.mark.parametrize("draft", [True, DraftRule({1: 0.5, 8: 0.9}, slack=0.1)])
+@pytest.mark.parametrize("draft", [True, DraftRule({1: 0.5, 8: 0.9}, slack=0.1, ceiling=1.0)])
 def test_greedy_tokens_are_the_same_with_drafts(agreeing, ids, batch_size, draft):
     """Ragged prompts around the window (5), stop tokens, a group's prompt twice."""
     prompts = [ids(1, n)[0].tolist() for n in (1, 2, 4, 5, 6, 9, 10, 11, 30, 7, 5, 3, 8, 1, 12)]
@@ -182,7 +182,7 @@ def test_drafting_ends_where_it_does_not_pay(agreeing, build, ids):
     never = drafted(agreeing, DraftRule({1: 0.0, 4: 1.0}))
     assert never.drafted_rounds == [0] and never.mtp_calls == never.drafted == 0
     stubborn = build()  # its drafts are about as good as chance
-    lost = drafted(stubborn, DraftRule({4: 0.9}, slack=0.02))
+    lost = drafted(stubborn, DraftRule({4: 0.9}, slack=0.02, ceiling=1.0))
     assert lost.drafted_rounds == [2]  # 100 * 0.02 = 2 plain steps may be lost, 0.9 a round
     assert lost.mtp_calls == 1 + 2 and lost.main_calls == 100 - max_gain(lost)
     assert drafted(agreeing, DraftRule({1: 0.01})).drafted_rounds == [None]
@@ -198,7 +198,13 @@ def test_a_rule_looks_up_the_next_larger_measurement():
     assert [rule.at(rows) for rows in (1, 2, 3, 8, 20)] == [0.3, 0.3, 0.7, 0.7, 0.7]
     # 0.02 of 100 tokens: two plain steps may be lost, of which the next round can lose 0.3
     assert rule.pays(2, -1.69, 100) and not rule.pays(2, -1.71, 100)
-    assert not DraftRule({1: 1.0}).pays(1, 5.0, 100)
+    assert not DraftRule({1: 1.0}, ceiling=1.0).pays(1, 5.0, 100)
+
+
+def test_a_batch_begins_only_below_the_ceiling():
+    assert DraftRule({1: 0.64}).pays(1, 0.0, 100) and not DraftRule({1: 0.65}).pays(1, 5.0, 100)
+    assert DraftRule({1: 0.8}, ceiling=0.9).pays(1, 0.0, 100)
+    assert not DraftRule({1: 0.8}, ceiling=0.8).pays(1, 0.0, 100)
 
 
 def test_bad_rules_are_named():
@@ -207,6 +213,8 @@ def test_bad_rules_are_named():
             DraftRule(break_even)
     with pytest.raises(ValueError, match="slack=-1"):
         DraftRule({1: 0.5}, slack=-1)
+    with pytest.raises(ValueError, match="ceiling=1.1"):
+        DraftRule({1: 0.5}, ceiling=1.1)
 
 
 def test_break_even_is_the_ratio_of_rounds_that_take_turns(build, monkeypatch):
