@@ -199,7 +199,9 @@ def run(study: Study, text: Text, directory: Path) -> list[dict[str, Any]]:
         kexa.lock.Busy: another process runs this study into the same directory.
     """
     path = directory / f"{study.name}.jsonl"
-    device = runtime.setup(RuntimeConfig(threads=study.threads, device="auto"), 0).device
+    device = runtime.setup(
+        RuntimeConfig(threads=study.threads, device="auto", tensorboard=False), 0
+    ).device
     source = environment(configs.load(study.profile), 0)
     del source["seed"]  # every line has its own
     with hold(directory, study.name):

@@ -16,7 +16,7 @@ import torch
 from kexa.config import ConfigError, RuntimeConfig
 from kexa.parallel import BesideFailed, beside
 
-TWO = RuntimeConfig(threads=2, device="cpu")
+TWO = RuntimeConfig(threads=2, device="cpu", tensorboard=False)
 
 
 def note(path: Path) -> None:
@@ -94,7 +94,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path):
         from tests.test_parallel import wait_for_ever
         if __name__ == "__main__":
             with beside(wait_for_ever, [(Path({str(tmp_path / "pid")!r}),)],
-                        RuntimeConfig(threads=2, device="cpu"), 0):
+                        RuntimeConfig(threads=2, device="cpu", tensorboard=False), 0):
                 time.sleep(600)
         """)
     )
