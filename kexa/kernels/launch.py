@@ -4,9 +4,9 @@ An operation builds its :class:`Launch` from tensors; tile sizes, warps and stag
 shapes and dtypes alone. ``run`` launches it, and ``kexa.kernels.aot`` compiles the same value for a
 chip that is not here, from tensors on the meta device.
 
-chosen: tile sizes are fixed per dtype instead of autotuned. They are then known without a GPU,
-equal from run to run (autotuning makes sums, and so bits, depend on timings), and checked by
-compilation.
+chosen: tile sizes are a table (:mod:`kexa.kernels.tiles`), not autotuned at run time. They are then
+known without a GPU, equal from run to run (autotuning makes sums, and so bits, depend on timings),
+and checked by compilation.
 """
 
 from __future__ import annotations
