@@ -63,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study.add_argument("name", metavar="NAME", help="a study of configs/studies.toml")
     study.add_argument("--out", default="", metavar="DIR", help="default: studies/")
     study.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time; default: %(default)s"
+    )
+    study.add_argument(
+        "--text", default="", metavar="FILE", help="keep the text here, or read what is kept here"
+    )
+    study.add_argument(
         "--check", action="store_true", help="a handful of steps per run, kept nowhere"
     )
 
@@ -205,7 +211,9 @@ def _study(options: argparse.Namespace) -> int:
         out = Path(options.out or study.RESULTS)
         if options.check:
             chosen, out = study.shortened(chosen), Path(temporary)
-        lines = study.run(chosen, study.read_text(chosen), out)
+        kept = Path(options.text) if options.text else None
+        text = study.kept_text(chosen, kept) if kept else study.read_text(chosen)
+        lines = study.run(chosen, text, out, options.jobs)
     for line in study.report(chosen, lines):
         print(line)
     return 0

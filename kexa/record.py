@@ -185,7 +185,6 @@ def environment(config: Config, seed: int) -> dict[str, Any]:
     """Profile, seed, commit, versions and device of this process."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "profile": config.profile,
         "seed": seed,
@@ -194,9 +193,18 @@ def environment(config: Config, seed: int) -> dict[str, Any]:
         "versions": {
             name: _version(name) for name in ("torch", "triton", "tokenizers", "transformers")
         },
-        "device": gpu or f"CPU, {platform.machine()}, {os.cpu_count()} cores",
+        "device": device_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def device_name() -> str:
+    """The GPU that torch sees, or the kind of CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {platform.machine()}, {os.cpu_count()} cores"
 
 
 def commit() -> str:

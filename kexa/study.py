@@ -10,6 +10,9 @@ Runs are paired: for one seed all variants start from the same values and see th
 the same order; other seeds change both. A study with ``rates`` first tries every optimizer with
 each of them on one more seed and gives each the rate of its lowest final loss.
 
+Lines of a CPU and of a GPU may stand in one file and are read apart (:func:`by_device`): FP8 is
+emulated on one and multiplied on the other.
+
 What is measured is the next-token loss on held-out rows, the same in all runs, in nats per token,
 at evenly spaced steps. :func:`evaluate` turns the lines into intervals:
 
@@ -30,10 +33,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import math
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +52,7 @@ from kexa import runtime
 from kexa.config import ROOT, ConfigError, ModelConfig, RuntimeConfig
 from kexa.data import Mixture, TokenizedDocuments, encode, load_corpus
 from kexa.lock import hold
-from kexa.record import environment, writing
+from kexa.record import device_name, environment, write_atomic, writing
 from kexa.statistics import Interval, mean_interval
 from kexa.tokenizer import train_tokenizer
 from kexa.train.fp8 import set_numerics
@@ -82,9 +88,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Table:
-    """A study as configs/studies.toml has it; ``variants`` are changes of the common trial."""
+    """A study as configs/studies.toml has it; ``variants`` are changes of its ``trial``."""
 
     question: str
+    profile: str
+    trial: dict  # changes of the common trial
     seeds: int
     rates: tuple[float, ...]  # empty: the trial's own
     variants: dict[str, dict]
@@ -92,7 +100,6 @@ class Table:
 
 @dataclass(frozen=True)
 class _File:
-    profile: str
     threads: int
     trial: Trial
     studies: dict[str, Table]
@@ -149,14 +156,14 @@ def load(name: str) -> Study:
     if name not in file.studies:
         raise ConfigError(f"no study {name!r} in {FILE.name}: use {', '.join(file.studies)}")
     table = file.studies[name]
-    base = configs.as_dict(file.trial)
+    base = configs.as_dict(file.trial) | table.trial
     variants = {
         variant: configs.build(Trial, base | changes, f"studies.{name}.variants.{variant}")
         for variant, changes in table.variants.items()
     }
     return Study(
-        name, table.question, tuple(range(table.seeds)), table.seeds, table.rates, file.trial,
-        variants, file.profile, file.threads,
+        name, table.question, tuple(range(table.seeds)), table.seeds, table.rates,
+        configs.build(Trial, base, f"studies.{name}.trial"), variants, table.profile, file.threads,
     )  # fmt: skip
 
 
@@ -192,36 +199,138 @@ def read_text(study: Study) -> Text:
     return Text(streams, weights, sets)
 
 
-def run(study: Study, text: Text, directory: Path) -> list[dict[str, Any]]:
-    """Make the runs that ``directory/NAME.jsonl`` does not hold yet; returns its lines.
+def kept_text(study: Study, path: Path) -> Text:
+    """:func:`read_text`, kept in a file: for a machine without the corpus, or many short calls.
+
+    Raises:
+        ConfigError: the file holds the text of other settings.
+    """
+    profile = configs.load(study.profile)
+    trial = study.trial
+    settings = json.dumps([
+        study.profile, configs.as_dict(profile.data), configs.as_dict(profile.tokenizer),
+        configs.as_dict(profile.pretrain)["mixtures"], trial.model.vocab_size,
+        trial.sequence_length, trial.validation_rows,
+    ])  # fmt: skip
+    if not path.is_file():
+        text = read_text(study)
+        data = io.BytesIO()
+        torch.save(_as_tensors(text) | {"settings": settings}, data)
+        write_atomic(path, data.getvalue())
+    kept = torch.load(path)
+    if kept["settings"] != settings:
+        raise ConfigError(
+            f"{path.name} holds the text of other settings than study {study.name!r} has now: "
+            "remove it, or name another file"
+        )
+    return _as_text(kept)
+
+
+def _as_tensors(text: Text) -> dict[str, Any]:
+    return {
+        "streams": {
+            name: (torch.from_numpy(stream.tokens), torch.from_numpy(stream.offsets))
+            for name, stream in text.streams.items()
+        },
+        "weights": dict(text.weights),
+        "sets": {
+            name: (rows.input_ids, rows.document_ids, rows.bytes_per_token)
+            for name, rows in text.sets.items()
+        },
+    }
+
+
+def _as_text(kept: Mapping[str, Any]) -> Text:
+    return Text(
+        {
+            name: TokenizedDocuments(tokens.numpy(), offsets.numpy())
+            for name, (tokens, offsets) in kept["streams"].items()
+        },
+        kept["weights"],
+        {name: HeldOut(*rows) for name, rows in kept["sets"].items()},
+    )
+
+
+def run(study: Study, text: Text, directory: Path, jobs: int = 1) -> list[dict[str, Any]]:
+    """Make the runs that ``directory/NAME.jsonl`` does not hold yet; returns this device's lines.
+
+    Args:
+        jobs: how many runs are made at a time, each in a process of its own with the study's
+            threads. The lines do not depend on it, but for their order.
 
     Raises:
         kexa.lock.Busy: another process runs this study into the same directory.
+        concurrent.futures.BrokenExecutor: a process was ended from outside; what has finished is
+            kept.
     """
     path = directory / f"{study.name}.jsonl"
-    device = runtime.setup(
-        RuntimeConfig(threads=study.threads, device="auto", tensorboard=False), 0
-    ).device
+    with hold(directory, study.name):
+        tuning = [
+            (f"tune {trial.optimizer} {rate:g}", study.tuning_seed, trial)
+            for tried in _tuning_trials(study).values()
+            for rate, trial in tried.items()
+        ]
+        _finish(study, tuning, text, path, jobs)
+        trials = _tuned(study, _tuning(study, _own_lines(path)))
+        wanted = [(name, seed, trial) for seed in study.seeds for name, trial in trials.items()]
+        _finish(study, wanted, text, path, jobs)
+        return _own_lines(path)
+
+
+def _finish(
+    study: Study, wanted: Sequence[tuple[str, int, Trial]], text: Text, path: Path, jobs: int
+) -> None:
+    """Make and keep those of the wanted runs that are missing."""
+    known = {_key(**line) for line in _own_lines(path)}
+    missing = [each for each in wanted if _key(*each) not in known]
+    jobs = min(jobs, len(missing))
+    if jobs < 2:
+        for each in missing:
+            append_line(path, _line(study, text, *each))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _begin_job, (study, text)) as pool:
+        for done in as_completed([pool.submit(_job_line, *each) for each in missing]):
+            append_line(path, done.result())
+
+
+def _begin_job(study: Study, text: Text) -> None:
+    """What a process of :func:`_finish` keeps for all of its runs."""
+    global _job
+    os.environ["TQDM_DISABLE"] = "1"
+    _job = study, text
+
+
+def _job_line(variant: str, seed: int, trial: Trial) -> dict[str, Any]:
+    return _line(*_job, variant, seed, trial)
+
+
+def _line(study: Study, text: Text, variant: str, seed: int, trial: Trial) -> dict[str, Any]:
+    """Make one run; returns its line."""
+    config = RuntimeConfig(threads=study.threads, device="auto", tensorboard=False)
+    device = runtime.setup(config, 0).device
     source = environment(configs.load(study.profile), 0)
     del source["seed"]  # every line has its own
-    with hold(directory, study.name):
-        known = {_key(**line) for line in read_lines(path)}
+    figures = measure(trial, text, seed, device, f"{study.name}: {variant}, seed {seed}")
+    settings = {"variant": variant, "seed": seed, "trial": configs.as_dict(trial)}
+    return settings | {"figures": figures, "environment": source}
 
-        def finish(variant: str, trial: Trial, seed: int) -> None:
-            settings = {"variant": variant, "seed": seed, "trial": configs.as_dict(trial)}
-            if _key(**settings) not in known:
-                description = f"{study.name}: {variant}, seed {seed}"
-                figures = measure(trial, text, seed, device, description)
-                append_line(path, settings | {"figures": figures, "environment": source})
 
-        for tried in _tuning_trials(study).values():
-            for rate, trial in tried.items():
-                finish(f"tune {trial.optimizer} {rate:g}", trial, study.tuning_seed)
-        trials = _tuned(study, _tuning(study, read_lines(path)))
-        for seed in study.seeds:
-            for variant, trial in trials.items():
-                finish(variant, trial, seed)
-        return read_lines(path)
+def _own_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines that come from a device like this one."""
+    return by_device(read_lines(path)).get(_kind(device_name()), [])
+
+
+def by_device(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Lines apart by where they come from: "CPU", or the name of a GPU."""
+    apart: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        apart.setdefault(_kind(line["environment"]["device"]), []).append(line)
+    return apart
+
+
+def _kind(device: str) -> str:
+    return "CPU" if device.startswith("CPU") else device
 
 
 def measure(

@@ -15,7 +15,7 @@ from kexa.data import TokenizedDocuments
 from kexa.lock import Busy, hold
 from kexa.train.pretrain import HeldOut
 
-NAMES = ("fp8", "muon")
+NAMES = ("fp8", "recipes", "muon", "muon-small-batch")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def short(name: str) -> studies.Study:
     model = dataclasses.replace(study.trial.model, **sizes)
 
     def smaller(trial: studies.Trial) -> studies.Trial:
-        return dataclasses.replace(trial, sequence_length=32, model=model)
+        return dataclasses.replace(trial, batch_size=4, sequence_length=32, model=model)
 
     variants = {name: smaller(trial) for name, trial in study.variants.items()}
     return dataclasses.replace(study, trial=smaller(study.trial), variants=variants)
@@ -125,6 +125,43 @@ def test_one_writer_at_a_time(text, tmp_path):
         studies.run(short("fp8"), text, tmp_path)
 
 
+def test_several_jobs_make_the_same_lines(text, tmp_path):
+    study = short("fp8")
+    one = studies.run(study, text, tmp_path / "one")
+    two = studies.run(study, text, tmp_path / "two", jobs=2)
+    assert sorted(map(json.dumps, two)) == sorted(map(json.dumps, one)) and len(two) == 4
+
+
+def test_kept_text_is_the_text_and_of_these_settings_only(text, tmp_path, monkeypatch):
+    study = short("fp8")
+    monkeypatch.setattr(studies, "read_text", lambda _: text)
+    path = tmp_path / "text.pt"
+    studies.kept_text(study, path)
+    monkeypatch.setattr(studies, "read_text", None)
+    kept = studies.kept_text(study, path)
+    assert kept.weights == text.weights
+    assert np.array_equal(kept.streams["en"].tokens, text.streams["en"].tokens)
+    assert np.array_equal(kept.streams["en"].offsets, text.streams["en"].offsets)
+    assert kept.sets["en"].input_ids.equal(text.sets["en"].input_ids)
+    longer = dataclasses.replace(study.trial, sequence_length=64)
+    with pytest.raises(ConfigError, match=r"text.pt holds the text of other settings"):
+        studies.kept_text(dataclasses.replace(study, trial=longer), path)
+
+
+def test_lines_of_another_device_are_other_runs(text, tmp_path):
+    study = short("fp8")
+    lines = studies.run(study, text, tmp_path)
+    path = tmp_path / "fp8.jsonl"
+    path.unlink()
+    for line in lines:
+        line["environment"]["device"] = "A GPU"
+        studies.append_line(path, line)
+    again = studies.run(study, text, tmp_path)
+    assert [line["figures"] for line in again] == [line["figures"] for line in lines]
+    apart = studies.by_device(studies.read_lines(path))
+    assert apart == {"A GPU": lines, "CPU": again}
+
+
 def test_a_run_that_diverges_is_a_result(text):
     trial = dataclasses.replace(short("muon").trial, learning_rate=1e30, steps=40)
     figures = studies.measure(trial, text, 0, torch.device("cpu"))
@@ -190,7 +227,7 @@ def test_tokens_to_reach_by_hand():
 
 
 def test_an_unknown_study_is_named(capsys):
-    with pytest.raises(ConfigError, match="no study 'fp9' in studies.toml: use fp8, muon"):
+    with pytest.raises(ConfigError, match="no study 'fp9' in studies.toml: use fp8, recipes, muon, muon-small-batch"):
         studies.load("fp9")
     assert main(["study", "fp9"]) == 2
     assert "fp9" in capsys.readouterr().err
