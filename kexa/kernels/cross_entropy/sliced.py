@@ -9,6 +9,10 @@ chosen: 512 rows. A slice reads the whole of w and updates the whole of dw, whic
 at 6144 words the logits are 12 MB, within a CPU's last cache. Measured here with 2000 rows and
 hidden size 128: a quarter less time than 64 rows, 4% less than 256, as much as 1024.
 
+A CPU with BF16 instructions multiplies BF16 operands as they are, two to three times as fast, where
+the result is rounded to BF16 anyway: dh, and the part of dw that a slice adds. Logits are products
+in fp32 of the same operands, and never rounded.
+
 Legend: N rows, D hidden size, V vocabulary.
 """
 
@@ -25,6 +29,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, h_ND, w_VD, targets_N, z_loss, learns):
         wide = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
         h, w = h_ND.to(wide), w_VD.to(wide)
+        low = h_ND.dtype if _multiplies(h_ND) else wide  # of the products that give gradients
+        h_low, w_low = h_ND.to(low), w_VD.to(low)
         needs_h, needs_w = (learns and needed for needed in ctx.needs_input_grad[:2])
         dh = torch.empty_like(h) if needs_h else None
         dw = torch.zeros_like(w) if needs_w else None
@@ -47,11 +53,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if z_loss:
                 z.mul_(1 + 2 * z_loss * lse)
             z.scatter_(1, target, z.gather(1, target) - 1)
-            z.copy_(z.to(h_ND.dtype))  # the dtype of the products' operands
+            dz = z.to(h_ND.dtype).to(low)  # the values of the products' operands
             if needs_h:
-                torch.mm(z, w, out=dh[rows])
-            if needs_w:
-                dw.addmm_(z.T, h[rows])
+                dh[rows] = dz @ w_low
+            if needs_w and low == wide:
+                dw.addmm_(dz.T, h_low[rows])
+            elif needs_w:
+                dw += dz.T @ h_low[rows]
         ctx.dtype = h_ND.dtype
         ctx.save_for_backward(dh, dw)
         ctx.mark_non_differentiable(penalty)
@@ -62,6 +70,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, weight, _):
         dh, dw = (None if x is None else (x * weight).to(ctx.dtype) for x in ctx.saved_tensors)
         return dh, dw, None, None, None
+
+
+def _multiplies(x: torch.Tensor) -> bool:
+    """Whether the device of x has instructions for products of BF16, if x is that."""
+    if x.dtype != torch.bfloat16 or x.is_cuda:
+        return False
+    can = torch.cpu.get_capabilities()
+    return can.get("avx512_bf16", False) or can.get("amx_bf16", False)
 
 
 def linear_cross_entropy(
