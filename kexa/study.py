@@ -133,8 +133,9 @@ class Text:
 class Outcome:
     """A study's lines, read: only seeds that every variant has finished. Losses in nats per token.
 
-    ``curves`` holds tokens [P] and losses [S, P]; ``tokens`` is None for an optimizer that does not
-    reach the base's final loss with one of the seeds.
+    A seed with which any variant diverged is in ``diverged`` and in nothing else. ``curves`` holds
+    tokens [P] and losses [S, P]; ``tokens`` is None for an optimizer that does not reach the base's
+    final loss with one of the seeds.
     """
 
     seeds: list[int]
@@ -144,6 +145,7 @@ class Outcome:
     reseed: float
     tuning: dict[str, dict[float, float]]  # final loss by optimizer and rate; inf: diverged
     tokens: dict[str, Interval | None]  # by optimizer other than the base's
+    diverged: dict[str, list[int]]  # the seeds with which a variant did, by variant
 
 
 def load(name: str) -> Study:
@@ -403,7 +405,7 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
         lines: of ``studies/NAME.jsonl``; those of other settings than the study's do not count.
 
     Raises:
-        ValueError: fewer than two seeds are finished with every variant.
+        ValueError: fewer than two seeds are finished, without diverging, with every variant.
     """
     found = {_key(**line): line for line in lines}
     tuning = _tuning(study, lines)
@@ -413,6 +415,12 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
         for seed in study.seeds
         if all(_key(variant, seed, trial) in found for variant, trial in trials.items())
     ]
+    diverged = {
+        variant: [s for s in seeds if math.isinf(_final(found[_key(variant, s, trial)]))]
+        for variant, trial in trials.items()
+    }
+    diverged = {variant: lost for variant, lost in diverged.items() if lost}
+    seeds = [seed for seed in seeds if not any(seed in lost for lost in diverged.values())]
     if len(seeds) < 2:
         raise ValueError(
             f"study {study.name!r} has {len(seeds)} seeds that every variant has finished: an "
@@ -439,7 +447,7 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
         for optimizer in _optimizers(study)
         if optimizer != study.variants[base].optimizer
     }
-    return Outcome(seeds, losses, curves, gaps, reseed, tuning, tokens)
+    return Outcome(seeds, losses, curves, gaps, reseed, tuning, tokens, diverged)
 
 
 def _tokens(study: Study, losses: Mapping[str, list[float]], optimizer: str) -> Interval | None:
@@ -539,6 +547,8 @@ def report(study: Study, lines: Sequence[Mapping[str, Any]]) -> list[str]:
         gap = outcome.gaps.get(variant)
         against = f", {_percent(gap)} against {base}" if gap else ""
         rows.append(f"  {variant}: {np.mean(losses):.4f}{against}")
+    for variant, lost in outcome.diverged.items():
+        rows.append(f"  {variant} diverged with {len(lost)} more seeds, which do not count")
     rows.append(f"  two seeds of {base} differ by {outcome.reseed:.2%} (one deviation)")
     for optimizer, share in outcome.tokens.items():
         text = "not with every seed" if share is None else f"with {share} of the tokens"

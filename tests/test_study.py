@@ -192,7 +192,10 @@ def fabricated(study: studies.Study, finals: dict[str, list[float]], rates: dict
         trial = study.variants[variant]
         rate = best.get(trial.optimizer, trial.learning_rate)
         trial = dataclasses.replace(trial, learning_rate=rate)
-        lines += [line(variant, seed, trial, value) for seed, value in enumerate(values)]
+        lines += [
+            line(variant, seed, trial, None if math.isinf(value) else value)
+            for seed, value in enumerate(values)
+        ]
     return json.loads(json.dumps(lines))
 
 
@@ -226,8 +229,21 @@ def test_tokens_to_reach_by_hand():
     assert studies.evaluate(study, fabricated(study, finals, rates)).tokens["muon"] is None
 
 
+def test_a_seed_with_which_a_variant_diverged_is_counted_and_left_out():
+    finals = {"bf16": [1.0, math.inf, 2.0, 3.0], "fp8": [1.01, 1.0, 2.04, 3.09]}
+    study = studies.load("fp8")
+    lines = fabricated(study, finals, {})
+    outcome = studies.evaluate(study, lines)
+    assert outcome.seeds == [0, 2, 3] and outcome.diverged == {"bf16": [1]}
+    assert outcome.gaps["fp8"].estimate == pytest.approx(0.02)
+    assert "  bf16 diverged with 1 more seeds, which do not count" in studies.report(study, lines)
+
+
 def test_an_unknown_study_is_named(capsys):
-    with pytest.raises(ConfigError, match="no study 'fp9' in studies.toml: use fp8, recipes, muon, muon-small-batch"):
+    with pytest.raises(
+        ConfigError,
+        match="no study 'fp9' in studies.toml: use fp8, recipes, muon, muon-small-batch",
+    ):
         studies.load("fp9")
     assert main(["study", "fp9"]) == 2
     assert "fp9" in capsys.readouterr().err
