@@ -1,4 +1,4 @@
-"""Two independent runs side by side, each with half of the threads.
+"""Several processes of this machine: two runs side by side, or one run spread over ranks.
 
 A small model keeps two threads busy for little more than half of the time, one thread for nearly
 all of it. So where two runs do not depend on each other, the second is made in a process beside
@@ -10,6 +10,15 @@ this one and leaves its checkpoints, from which it is then read back:
 
 Measured on two cores: a pair of pretraining runs takes two thirds of the time of one after the
 other.
+
+A run that has no pair is spread over as many ranks (:mod:`kexa.dist`), each with its share of the
+threads, and read back likewise:
+
+    across(processes, train, arguments, runtime, seed)
+    one = train(*arguments)     # finished: nothing is repeated
+
+Measured on two cores, both busy with other work: two ranks of one thread take half of the time of
+one process with two threads.
 """
 
 from __future__ import annotations
@@ -19,6 +28,7 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +36,8 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from kexa import runtime
-from kexa.config import RuntimeConfig
+from kexa import dist, runtime
+from kexa.config import ConfigError, RuntimeConfig
 
 
 class BesideFailed(RuntimeError):
@@ -57,27 +67,13 @@ def beside(
     if not half or runtime.device_of(config).type == "cuda":
         yield
         return
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
     shared = dataclasses.replace(config, threads=half)
-    work = pickle.dumps((function, list(calls), shared, seed))
-    process = context.Process(target=_work, args=(work, sender), daemon=True)
-    os.environ["TQDM_DISABLE"] = "1"  # over there: one progress bar is enough
-    process.start()
-    del os.environ["TQDM_DISABLE"]
-    sender.close()
+    # over there without a progress bar: one is enough
+    process, receiver = _start(_calls, (function, list(calls), shared, seed), {"TQDM_DISABLE": "1"})
     torch.set_num_threads(config.threads - half)
     try:
         yield
-        try:
-            error = receiver.recv()
-        except EOFError:
-            process.join()
-            error = BesideFailed(
-                f"the process beside this one ended with code {process.exitcode} (-9: killed, as "
-                "when memory runs out); run the stage again to go on from its checkpoints"
-            )
-        if error is not None:
+        if (error := _outcome(process, receiver)) is not None:
             raise error
     except BaseException:
         process.kill()
@@ -87,19 +83,115 @@ def beside(
         torch.set_num_threads(config.threads)
 
 
+def across(
+    processes: int, function: Callable, arguments: tuple, config: RuntimeConfig, seed: int
+) -> None:
+    """Call ``function(*arguments, layout)`` on every rank of a mesh of processes of this machine.
+
+    Results are dropped, as in :func:`beside`. With one process nothing happens here and the
+    caller's own later call does the work.
+
+    Args:
+        processes: the mesh is ``processes x 1``: every rank reads rows of its own, parameters are
+            sliced over all. On a GPU machine each has a GPU of its own.
+        function, arguments, config, seed: as in :func:`beside`; ``config.threads`` are divided.
+
+    Raises:
+        ConfigError: fewer GPUs than processes.
+        BesideFailed: a rank was ended from outside. The checkpoints stay.
+        Exception: what ``function`` raised on a rank, with that traceback as a note.
+    """
+    if processes == 1:
+        return
+    device = runtime.device_of(config)
+    if device.type == "cuda" and torch.cuda.device_count() < processes:
+        raise ConfigError(
+            f"{processes} processes need a GPU each but torch sees {torch.cuda.device_count()}: "
+            "set pretrain.processes to no more"
+        )
+    shared = dataclasses.replace(config, threads=max(1, config.threads // processes))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [
+        _start(
+            _as_rank, (function, arguments, shared, seed), meeting | {"RANK": r, "LOCAL_RANK": r}
+        )
+        for r in map(str, range(processes))
+    ]
+    try:
+        waiting = {receiver: process for process, receiver in ranks}
+        while waiting:
+            for receiver in wait(list(waiting)):
+                if (error := _outcome(waiting.pop(receiver), receiver)) is not None:
+                    raise error
+    except BaseException:
+        for process, _ in ranks:
+            process.kill()
+        raise
+    finally:
+        for process, _ in ranks:
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _start(
+    target: Callable, call: tuple, environment: dict[str, str]
+) -> tuple[multiprocessing.Process, Connection]:
+    """A process that calls ``target(*call)``, with more environment, and where it will answer."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    work = pickle.dumps((target, call))
+    process = context.Process(target=_work, args=(work, sender), daemon=True)
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    process.start()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    sender.close()
+    return process, receiver
+
+
+def _outcome(process: multiprocessing.Process, receiver: Connection) -> Exception | None:
+    """Wait for a process's end: None, what it raised, or that it was ended from outside."""
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return BesideFailed(
+            f"a process beside this one ended with code {process.exitcode} (-9: killed, as when "
+            "memory runs out); run the stage again to go on from its checkpoints"
+        )
+
+
 def _work(work: bytes, sender: Connection) -> None:
     """The other process. It ends with its parent, however that ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    function, calls, config, seed = pickle.loads(work)
+    target, call = pickle.loads(work)
     try:
-        runtime.setup(config, seed)
-        for call in calls:
-            function(*call)
+        target(*call)
     except Exception as error:
-        error.add_note(f"in the process beside:\n{traceback.format_exc()}")
+        error.add_note(f"in a process beside:\n{traceback.format_exc()}")
         sender.send(error)
     else:
         sender.send(None)
+
+
+def _calls(function: Callable, calls: list[tuple], config: RuntimeConfig, seed: int) -> None:
+    runtime.setup(config, seed)
+    for call in calls:
+        function(*call)
+
+
+def _as_rank(function: Callable, arguments: tuple, config: RuntimeConfig, seed: int) -> None:
+    device = dist.local_device(runtime.setup(config, seed).device)
+    layout = dist.join(dist.processes(), 1, device)
+    function(*arguments, layout)
+    dist.leave()
 
 
 def _end_with_parent() -> None:

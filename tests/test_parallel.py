@@ -1,6 +1,7 @@
 """Runs side by side: the work is done, errors and deaths are told, nothing outlives the caller."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from kexa.config import ConfigError, RuntimeConfig
-from kexa.parallel import BesideFailed, beside
+from kexa.dist import Layout
+from kexa.parallel import BesideFailed, across, beside
 
 TWO = RuntimeConfig(threads=2, device="cpu", tensorboard=False)
 
@@ -34,6 +36,24 @@ def die() -> None:
 def wait_for_ever(path: Path) -> None:
     note(path)
     time.sleep(600)
+
+
+def sum_ranks(directory: Path, layout: Layout) -> None:
+    total = torch.tensor(float(layout.rank + 1))
+    torch.distributed.all_reduce(total)
+    (directory / str(layout.rank)).write_text(f"{total:g} {torch.get_num_threads()}")
+
+
+def refuse_on_one(layout: Layout) -> None:
+    if layout.rank == 1:
+        raise ConfigError("a bad key")
+    torch.distributed.barrier()
+
+
+def die_on_one(layout: Layout) -> None:
+    if layout.rank == 1:
+        die()
+    torch.distributed.barrier()
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +131,27 @@ def test_it_ends_when_its_parent_is_killed(tmp_path):
     parent.wait()
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_ranks_meet_and_share_the_threads(tmp_path):
+    before = dict(os.environ)
+    across(2, sum_ranks, (tmp_path,), TWO, 0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "3 1", "1": "3 1"}
+    assert os.environ == before
+
+
+def test_one_process_leaves_the_work_to_the_caller_too(tmp_path):
+    across(1, sum_ranks, (tmp_path,), TWO, 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "function, error, told",
+    [(refuse_on_one, ConfigError, "a bad key"), (die_on_one, Exception, "code -9|gloo")],
+)
+def test_a_rank_that_fails_ends_all(function, error, told):
+    started = time.monotonic()
+    with pytest.raises(error, match=told):
+        across(2, function, (), TWO, 0)
+    assert time.monotonic() - started < 60
+    assert not multiprocessing.active_children()
