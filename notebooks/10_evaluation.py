@@ -37,8 +37,10 @@ from tqdm.auto import tqdm
 from kexa import notebook, plot
 from kexa.agents.sandbox import run_python
 from kexa.data import encode, load_corpus
+from kexa.data.choices import encode_option
 from kexa.eval import items, tasks
 from kexa.interop import load_hf
+from kexa.model.likelihood import continuation_logprobs
 from kexa.statistics import paired_interval
 from kexa.tokenizer import load
 
@@ -90,8 +92,8 @@ for b in benchmarks:
 example = benchmarks[0].items[1]
 print(example.prompt)
 for i, option in enumerate(example.options):
-    pair = tasks.encode_option(tokenizer, example, option)
-    [logprob] = tasks.continuation_logprobs(models["pretrained"], [pair])
+    pair = encode_option(tokenizer, example, option)
+    [logprob] = continuation_logprobs(models["pretrained"], [pair])
     mark = "<- right" if i == example.answer else ""
     print(
         f"{option:60.60s} {logprob:8.2f} nats {logprob / len(option.encode()):7.3f} per byte {mark}"

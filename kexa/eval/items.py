@@ -10,9 +10,8 @@
     instruction    constraints       written answer    kexa.post.tasks, held-out side
     coding         HumanEval         program           humaneval
 
-A :class:`Choice` is scored by likelihood: the option with the highest log-probability per byte is
-the answer. It needs no parsing, has a known chance level, and says something about a model that
-cannot yet write. A :class:`Problem` is scored by what the model writes, and that can be unreadable.
+A :class:`~kexa.data.choices.Choice` is scored by likelihood (:mod:`kexa.model.likelihood`), a
+:class:`Problem` by what the model writes, and that can be unreadable.
 
 reported: the categories; multiple choice by a written "answer: letter", sampled at temperature 1.0
 and top-p 0.95. chosen: likelihood scoring, greedy decoding, and the items: a few hundred worked
@@ -24,41 +23,15 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import yaml
-
-from kexa.data import sources
+from kexa.data import choices, sources
+from kexa.data.chat import Message
+from kexa.data.choices import Choice, spread
 from kexa.eval import safety
 from kexa.post import tasks
 from kexa.post.rewards import Verdict
-
-Message = Mapping[str, Any]
-LETTERS = "ABCD"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A question with options, one of them right.
-
-    ``prompt`` is plain text, or messages for the chat template; ``options`` are continuations of
-    the text, or assistant messages.
-    """
-
-    id: str
-    prompt: str | tuple[Message, ...]
-    options: tuple[str | Message, ...]
-    answer: int
-    tools: tuple[Mapping, ...] = ()
-
-    def text(self) -> str:
-        """The question as one string: what contamination is checked on."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        return "\n".join(m["content"] for m in self.prompt)
 
 
 @dataclass(frozen=True)
@@ -90,74 +63,19 @@ class Benchmark:
     chance: float
 
 
-class _Loader(yaml.CSafeLoader):
-    """YAML whose custom tags (task code of the harness) load as None."""
-
-
-_Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
-
-
 def mmlu(limit: int) -> Benchmark:
     """English MMLU exemplars."""
-    items = []
-    for name, sample in _samples(r"/tasks/mmlu/flan_cot_fewshot/mmlu_\w+\.yaml$"):
-        question, *options = re.split(r"\s*\([A-D]\)\s*", sample["question"])
-        answer = re.search(r"answer is \(?([A-D])\)?", sample["target"])
-        if answer and len(options) == 4:
-            items.append(_choice(name, "Question: {}\nAnswer:", question, options, answer[1]))
-    return Benchmark("MMLU (en)", "knowledge", _spread(items, limit), 0.25)
+    return Benchmark("MMLU (en)", "knowledge", choices.mmlu(limit), 0.25)
 
 
 def kmmlu(limit: int) -> Benchmark:
     """Korean KMMLU exemplars."""
-    items = []
-    for name, sample in _samples(r"/tasks/kmmlu/cot_hard/kmmlu_cot_hard_\w+\.yaml$"):
-        answer = re.findall(r"정답은 \(?([A-D])\)?", sample["target"])
-        if answer:
-            options = [str(sample[letter]) for letter in LETTERS]
-            question = str(sample["question"]).removeprefix("질문: ")
-            items.append(_choice(name, "질문: {}\n정답:", question, options, answer[-1]))
-    return Benchmark("KMMLU", "Korean", _spread(items, limit), 0.25)
+    return Benchmark("KMMLU", "Korean", choices.kmmlu(limit), 0.25)
 
 
 def mmlu_translated(limit: int) -> Benchmark:
     """German and Spanish MMLU exemplars, half each."""
-    forms = {"de": "Frage: {}\nAntwort:", "es": "Pregunta: {}\nRespuesta:"}
-    items = []
-    for name, sample in _samples(r"/llama3/instruct/mmlu_(?:de|es)/mmlu_(?:de|es)_\w+\.yaml$"):
-        language = name[5:7]
-        options = [str(sample["input_choice_list"][letter]) for letter in LETTERS]
-        [answer] = sample["input_correct_responses"]
-        items.append(_choice(name, forms[language], sample["input_question"], options, answer))
-    half = [[i for i in items if i.id[5:7] == language] for language in forms]
-    return Benchmark(
-        "MMLU (de, es)",
-        "multilingual",
-        tuple(i for h in half for i in _spread(h, limit // 2)),
-        0.25,
-    )
-
-
-def _samples(pattern: str) -> Iterable[tuple[str, dict]]:
-    files = sources.files(sources.load_card("lm-eval-exemplars"))
-    for name in files:
-        if re.search(pattern, name):
-            config = yaml.load(files[name], Loader=_Loader)
-            stem = name.rsplit("/", 1)[1].removesuffix(".yaml")
-            for i, sample in enumerate(config["fewshot_config"]["samples"]):
-                yield f"{stem}/{i}", sample
-
-
-def _choice(name: str, form: str, question: str, options: Sequence[str], letter: str) -> Choice:
-    options = tuple(f" {option.strip()}" for option in options)
-    return Choice(name, form.format(question.strip()), options, LETTERS.index(letter))
-
-
-def _spread(items: Sequence, limit: int) -> tuple:
-    """At most ``limit`` items, evenly spaced over the list, so that every subject has its share."""
-    if limit >= len(items):
-        return tuple(items)
-    return tuple(items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int))
+    return Benchmark("MMLU (de, es)", "multilingual", choices.mmlu_translated(limit), 0.25)
 
 
 _CITIES = ("Seoul", "Busan", "Madrid", "Berlin")
@@ -218,7 +136,7 @@ def decline_or_help(limit: int) -> Benchmark:
     items = [
         Choice(f"{kind}/{i}", ({"role": "user", "content": question},), options, answer)
         for kind, questions, answer in (("decline", harmful, 0), ("help", benign, 1))
-        for i, question in enumerate(_spread(questions, half))
+        for i, question in enumerate(spread(questions, half))
     ]
     return Benchmark("decline or help", "safety", tuple(items), 0.5)
 
@@ -247,7 +165,7 @@ def humaneval(limit: int, run: Callable[[str], bool]) -> Benchmark:
     A completion that does not compile is wrong, not unreadable: the format is the language itself.
     """
     items = []
-    for problem in _spread(humaneval_problems(), limit):
+    for problem in spread(humaneval_problems(), limit):
 
         def check(text: str, problem: Mapping[str, str] = problem) -> Verdict:
             return Verdict("right" if run(humaneval_program(problem, text)) else "wrong")

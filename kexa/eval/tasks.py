@@ -1,6 +1,6 @@
 """Run benchmarks on a model: likelihood for choices, greedy writing for problems, with intervals.
 
-    choice      argmax over options o of  log p(o | prompt) / bytes(o)
+    choice      the likeliest option per byte (kexa.model.likelihood) is the right one or not
     problem     reply = greedy decoding; check(reply) is right, wrong or unreadable
     accuracy    right / n with Wilson's interval; an unreadable reply is not right
     parse rate  share of replies that could be read
@@ -8,8 +8,6 @@
 A score of zero is two different findings: a model that answers wrongly, and a harness that cannot
 read the answers. The parse rate tells them apart; a run whose rate is under its floor fails rather
 than report the second as the first.
-
-Legend: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,16 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from kexa.data import Document, TokenizedDocuments
-from kexa.data.chat import encode_chat, parse_reply
+from kexa.data.chat import Message, encode_chat, parse_reply
+from kexa.data.choices import Choice, encode_plain, in_tokens
 from kexa.data.decontamination import Overlap
-from kexa.eval.items import Benchmark, Choice, Message, Problem
+from kexa.eval.items import Benchmark, Problem
 from kexa.longctx import niah
 from kexa.model import KexaForCausalLM
 from kexa.model.generate import sample
+from kexa.model.likelihood import choose
 from kexa.statistics import Interval, wilson
 
 
@@ -105,69 +104,10 @@ def find_needles(
 def _choices(
     model: KexaForCausalLM, tokenizer: Tokenizer, items: Sequence[Choice], batch_size: int
 ) -> tuple[str, ...]:
-    pairs, sizes = [], []
-    for item in items:
-        for option in item.options:
-            prompt, continuation = encode_option(tokenizer, item, option)
-            pairs.append((prompt, continuation))
-            text = tokenizer.decode(continuation, skip_special_tokens=False)
-            sizes.append(max(len(text.encode("utf-8")), 1))
-    scores = continuation_logprobs(model, pairs, batch_size) / np.array(sizes)
-    outcomes, at = [], 0
-    for item in items:
-        best = int(np.argmax(scores[at : at + len(item.options)]))
-        outcomes.append("right" if best == item.answer else "wrong")
-        at += len(item.options)
-    return tuple(outcomes)
-
-
-def encode_option(tokenizer: Tokenizer, item: Choice, option) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of one option; their border is the same for every option."""
-    if isinstance(item.prompt, str):
-        prompt = _encode_plain(tokenizer, item.prompt)
-        return prompt, tokenizer.encode(option, add_special_tokens=False).ids
-    prompt, _ = encode_chat(
-        tokenizer, item.prompt, item.tools, add_generation_prompt=True, enable_thinking=False
+    picks = choose(model, [in_tokens(tokenizer, item) for item in items], batch_size)
+    return tuple(
+        "right" if pick == item.answer else "wrong" for pick, item in zip(picks, items, strict=True)
     )
-    whole, _ = encode_chat(tokenizer, [*item.prompt, option], item.tools)
-    if whole[: len(prompt)] != prompt:
-        raise ValueError(f"item {item.id!r}: the chat template does not extend its own prompt")
-    return prompt, whole[len(prompt) :]
-
-
-def _encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    return [tokenizer.token_to_id("[BOS]"), *tokenizer.encode(text, add_special_tokens=False).ids]
-
-
-@torch.no_grad()
-def continuation_logprobs(
-    model: KexaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
-) -> np.ndarray:
-    """Sum of log p of each continuation's tokens after its prompt, in nats: float64 [len(pairs)].
-
-    A prompt that leaves too little room is cut on the left.
-    """
-    device = model.lm_head.weight.device
-    limit = model.config.max_position_embeddings
-    rows = [(prompt[len(continuation) - limit :] if len(prompt) + len(continuation) > limit
-             else prompt, continuation) for prompt, continuation in pairs]  # fmt: skip
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    sums = np.empty(len(rows))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        longest = max(len(p) + len(c) for p, c in (rows[i] for i in batch))
-        ids_BT = torch.zeros(len(batch), longest, dtype=torch.int64)
-        for b, i in enumerate(batch):
-            prompt, continuation = rows[i]
-            ids_BT[b, : len(prompt) + len(continuation)] = torch.tensor(prompt + continuation)
-        hidden_BTD = model.hidden_states(ids_BT.to(device))
-        for b, i in enumerate(batch):
-            prompt, continuation = rows[i]
-            at = slice(len(prompt) - 1, len(prompt) + len(continuation) - 1)
-            logprobs_TV = model.lm_head(hidden_BTD[b, at]).float().log_softmax(-1)
-            target_T = torch.tensor(continuation, device=device)
-            sums[i] = logprobs_TV.gather(1, target_T[:, None]).double().sum().item()
-    return sums
 
 
 def _problems(
@@ -196,7 +136,7 @@ def continuations(
     batch_size: int = 32,
 ) -> list[str]:
     """Greedy continuations of plain prompts, each up to its item's stop."""
-    prompts = [_encode_plain(tokenizer, item.prompt) for item in items]
+    prompts = [encode_plain(tokenizer, item.prompt) for item in items]
     written = _greedy(model, prompts, max_new_tokens, batch_size)
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
     return [

@@ -1,41 +1,16 @@
-"""Likelihoods against one forward at a time; parsing, floors and contamination on planted cases."""
+"""Choices by likelihood; parsing, floors and contamination on planted cases."""
 
-import numpy as np
 import pytest
-import torch
 
 from kexa.data import Document
 from kexa.data.chat import encode_chat
+from kexa.data.choices import Choice, encode_option
 from kexa.eval import items, tasks
-from kexa.eval.items import Benchmark, Choice, Problem
-from kexa.eval.tasks import (
-    contaminated,
-    continuation_logprobs,
-    evaluate,
-)
+from kexa.eval.items import Benchmark, Problem
+from kexa.eval.tasks import contaminated, evaluate
 from kexa.model import Completion, StopReason
+from kexa.model.likelihood import continuation_logprobs
 from kexa.post.rewards import BoxedInteger
-
-PAIRS = [([1, 70, 71], [80]), ([1, 70, 71, 72, 90, 91], [80, 81, 82]), ([1], [83, 84])]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_logprobs_equal_one_forward_each(model, batch_size):
-    expected = []
-    for prompt, continuation in PAIRS:
-        logprobs = model(torch.tensor([prompt + continuation])).log_softmax(-1)[0]
-        at = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)
-        expected.append(sum(logprobs[t, c].item() for t, c in zip(at, continuation, strict=True)))
-    assert continuation_logprobs(model, PAIRS, batch_size) == pytest.approx(
-        np.array(expected), abs=1e-4
-    )
-
-
-def test_a_prompt_that_is_too_long_is_cut_on_the_left(model):
-    limit = model.config.max_position_embeddings
-    prompt = [70 + i % 50 for i in range(limit + 30)]
-    long, short = continuation_logprobs(model, [(prompt, [80, 81]), (prompt[32:], [80, 81])])
-    assert long == pytest.approx(short, abs=1e-4)
 
 
 def test_a_choice_goes_to_the_highest_logprob_per_byte(model, tokenizer):
@@ -51,7 +26,7 @@ def test_a_choice_goes_to_the_highest_logprob_per_byte(model, tokenizer):
 
 def test_every_chat_option_extends_the_same_prompt(tokenizer):
     for item in [*items.tool_calls(8).items, *items.decline_or_help(4).items]:
-        encoded = [tasks.encode_option(tokenizer, item, option) for option in item.options]
+        encoded = [encode_option(tokenizer, item, option) for option in item.options]
         assert len({tuple(prompt) for prompt, _ in encoded}) == 1
         assert len({tuple(continuation) for _, continuation in encoded}) == len(item.options)
         whole, mask = encode_chat(tokenizer, [*item.prompt, item.options[0]], item.tools)
