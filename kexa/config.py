@@ -201,6 +201,7 @@ class PretrainConfig:
     checkpoint_every: int  # optimizer steps
     metrics_every: int  # optimizer steps between measurements that cost time; 0 is never
     validation_rows: int  # held-out sequences per category
+    probes: dict[str, int]  # questions of each kind of kexa.data.choices asked after each stage
 
 
 @dataclass(frozen=True)

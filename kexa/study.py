@@ -55,10 +55,11 @@ from kexa.lock import hold
 from kexa.record import device_name, environment, write_atomic, writing
 from kexa.statistics import Interval, mean_interval
 from kexa.tokenizer import train_tokenizer
+from kexa.train.evaluation import HeldOut, held_out, pooled, validate
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import TrainingDiverged, fit
 from kexa.train.optim import build_optimizers
-from kexa.train.pretrain import HeldOut, held_out, new_model, pooled, stage_weights, validate
+from kexa.train.pretrain import new_model, stage_weights
 from kexa.train.schedule import wsd
 
 FILE = ROOT / "configs" / "studies.toml"

@@ -36,7 +36,8 @@ from kexa.longctx import StageBatches, niah, train_stage
 from kexa.longctx.extension import COMPONENTS, loss_by_position
 from kexa.train import set_numerics
 from kexa.train.checkpoint import identity
-from kexa.train.pretrain import held_out, pooled, stage_weights, training_streams, validate
+from kexa.train.evaluation import held_out, pooled, validate
+from kexa.train.pretrain import stage_weights, training_streams
 
 run = notebook.begin("05_context_extension", profile, seed, out_dir)
 config, pretrain = run.config.extension, run.config.pretrain

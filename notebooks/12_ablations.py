@@ -40,7 +40,7 @@ from kexa import notebook, plot, statistics, tokenizer
 from kexa.data import encode, load_corpus
 from kexa.parallel import beside
 from kexa.train.ablation import run_variant, variants
-from kexa.train.pretrain import held_out, unigram_entropy
+from kexa.train.evaluation import held_out, unigram_entropy
 
 run = notebook.begin("12_ablations", profile, seed, out_dir)
 config, pretrain = run.config.ablation, run.config.pretrain

@@ -13,7 +13,7 @@ from kexa.__main__ import main
 from kexa.config import ConfigError
 from kexa.data import TokenizedDocuments
 from kexa.lock import Busy, hold
-from kexa.train.pretrain import HeldOut
+from kexa.train.evaluation import HeldOut
 
 NAMES = ("fp8", "recipes", "muon", "muon-small-batch")
 

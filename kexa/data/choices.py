@@ -78,6 +78,30 @@ class _Loader(yaml.CSafeLoader):
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
+def draw(
+    kind: str, count: int, seed: int, countries: Sequence[factbook.Country] = ()
+) -> tuple[Choice, ...]:
+    """``count`` questions of the kind of that name in the header; fewer where there are fewer.
+
+    Args:
+        countries: see :func:`facts`.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    kinds = {
+        "mmlu": lambda: mmlu(count),
+        "kmmlu": lambda: kmmlu(count),
+        "mmlu_translated": lambda: mmlu_translated(count),
+        "recall": lambda: recall(count, seed),
+        "arithmetic": lambda: arithmetic(count, seed),
+        "facts": lambda: facts(count, seed, countries),
+    }
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of question {kind!r}; kinds: {', '.join(kinds)}")
+    return kinds[kind]()
+
+
 def mmlu(limit: int) -> tuple[Choice, ...]:
     """English MMLU exemplars."""
     items = []

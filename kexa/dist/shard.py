@@ -47,7 +47,8 @@ def shard(model: KexaForCausalLM, layout: Layout) -> KexaForCausalLM:
     if model.mtp is not None:
         _split(model.mtp, layout.world)
     _split(model, layout.world)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "hidden_states"):
+        register_fsdp_forward_method(model, method)
     return model
 
 

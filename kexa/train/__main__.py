@@ -5,10 +5,11 @@
 
 runs the curriculum of ``[pretrain]`` and leaves in ``--out``
 
-    tokens/         the corpus and the synthetic documents, encoded once by rank 0
+    tokens/         the corpus and the synthetic documents, encoded once by rank 0, and what the
+                    model is evaluated on where a stage ends
     checkpoints/    where the same command goes on after any end, under any mesh
-    metrics.jsonl   losses, gradient norm and learning rate of every step
-    results.json    losses at the end, profile, seed, commit, device
+    metrics.jsonl   losses, gradient norm and learning rate of every step, and the evaluations
+    results.json    losses at the end, evaluations, profile, seed, commit, device
     model/          the trained model as a Hugging Face folder, with its tokenizer
 
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
@@ -33,6 +34,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from tqdm import tqdm
 
 from kexa import config as configs
 from kexa import dist, lock, runtime, tokenizer
@@ -42,8 +44,17 @@ from kexa.interop import save_hf
 from kexa.model import KexaForCausalLM
 from kexa.record import CannotWrite, Run, read_json, write_atomic
 from kexa.train.checkpoint import CheckpointError, list_checkpoints
+from kexa.train.evaluation import load_evaluation, save_evaluation
 from kexa.train.loop import Step, TrainingDiverged, exit_on_sigterm
-from kexa.train.pretrain import start_curriculum, training_streams
+from kexa.train.pretrain import (
+    Pretraining,
+    stage_ends,
+    stage_evaluation,
+    start_curriculum,
+    training_streams,
+)
+
+EVALUATION = "evaluation.pt"  # in the directory of the tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,15 +124,19 @@ def _train(
     pretrain = config.pretrain
     if layout.rank == 0 and (saved := list_checkpoints(out / "checkpoints")):
         print(f"going on from {saved[-1].name}")
-    model, _, steps = start_curriculum(
-        pretrain.numerics, config.model, pretrain, seed, out / "tokens", categories,
-        out / "checkpoints", device, layout,
+    run = Pretraining(
+        pretrain.numerics, config.model, pretrain, seed, out / "tokens", tuple(categories),
+        out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION),
     )  # fmt: skip
+    model, _, steps = start_curriculum(run, device, layout)
     record = Run("pretrain", config, seed, out) if layout.rank == 0 else None
+    stages = {end: stage for stage, end in stage_ends(pretrain).items()}
     last = None
     for last in steps:
         if record:
             _log(record, last)
+            if last.evaluation:
+                _tell(record, last, stages[last.step + 1])
     whole = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -146,11 +161,23 @@ def _log(record: Run, step: Step) -> None:
     )  # fmt: skip
 
 
+def _tell(record: Run, step: Step, stage: str) -> None:
+    """Print and record what was evaluated at the end of a stage."""
+    record.log("evaluation", step.step, **step.evaluation)
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in step.evaluation.items())
+    tqdm.write(f"{stage} ends after {step.step + 1} steps: {figures}")
+    for name, value in step.evaluation.items():
+        unit = "bits/byte" if name.startswith("bits per byte") else "share right"
+        record.value(f"{name}, after {stage}", value, unit=unit)
+
+
 def tokens_key(config: Config, seed: int, vocabulary: Path) -> str:
-    """A hash of everything that decides the encoded streams."""
+    """A hash of everything that decides the encoded streams and what is evaluated."""
+    pretrain = config.pretrain
     parts = [
         as_dict(config.data),
-        config.pretrain.synthetic_documents,
+        pretrain.synthetic_documents,
+        [pretrain.sequence_length, pretrain.validation_rows, pretrain.probes],
         seed,
         tokenizer.load(vocabulary).to_str(),
     ]
@@ -162,13 +189,9 @@ def _tokens(config: Config, seed: int, vocabulary: Path, out: Path, main_rank: b
     key, done = tokens_key(config, seed, vocabulary), out / "tokens" / "streams.json"
     while read_json(done).get("key") != key:
         if main_rank:
-            streams = training_streams(
-                tokenizer.load(vocabulary),
-                load_corpus(config.data),
-                config.pretrain,
-                seed,
-                done.parent,
-            )
+            known = tokenizer.load(vocabulary), load_corpus(config.data), config.pretrain, seed
+            save_evaluation(stage_evaluation(*known), done.parent / EVALUATION)
+            streams = training_streams(*known, done.parent)
             write_atomic(done, json.dumps({"key": key, "streams": list(streams)}))
         else:
             time.sleep(0.2)

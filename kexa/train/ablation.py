@@ -24,9 +24,10 @@ from kexa.config import AblationConfig, ModelConfig, PretrainConfig
 from kexa.data import Mixture, TokenizedDocuments
 from kexa.model import KexaForCausalLM
 from kexa.train.checkpoint import identity
+from kexa.train.evaluation import HeldOut, pooled, validate
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step
-from kexa.train.pretrain import HeldOut, pooled, stage_weights, validate
+from kexa.train.pretrain import stage_weights
 from kexa.train.short_run import short_run
 
 

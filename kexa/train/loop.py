@@ -43,6 +43,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from kexa.dist import scale_to_norm, sum_over_ranks, total_norm
@@ -54,6 +55,8 @@ from kexa.train.metrics import Monitor
 GUARD_WINDOW = 64
 GUARD_WARMUP = 16
 MAX_SKIPS = 10
+
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
 
 class TrainingDiverged(RuntimeError):
@@ -95,7 +98,8 @@ class Step:
     ``learning_rate`` is that of the first parameter group; ``grad_norm`` is before clipping;
     ``tokens`` counts those seen so far; ``expert_load`` is how many tokens each expert got in
     this step, one row per MoE layer (empty for a model without experts); ``figures`` is what
-    :mod:`kexa.train.metrics` measured, empty for most steps.
+    :mod:`kexa.train.metrics` measured and ``evaluation`` what ``fit``'s function of that name found
+    after the step, both empty for most steps.
     """
 
     step: int
@@ -106,6 +110,7 @@ class Step:
     skipped: bool
     expert_load: list[list[int]]
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def fit(
@@ -125,6 +130,8 @@ def fit(
     metrics_every: int = 0,
     keep: int = 2,
     milestones: Collection[int] = (),
+    evaluate: Evaluate | None = None,
+    evaluate_after: Collection[int] = (),
     identity: str = "",
     stopwatch: Stopwatch | None = None,
     description: str = "train",
@@ -148,6 +155,9 @@ def fit(
             :mod:`kexa.train.metrics`; 0 measures nothing.
         keep, milestones: how many of the last checkpoints stay, and after which numbers of steps
             one is saved and stays for good.
+        evaluate, evaluate_after: figures of the model, and after which numbers of steps they are
+            taken into the record. It is called in evaluation mode and without gradients, on every
+            rank; training has the same bits with it. A resumed run replays its figures.
         stopwatch: runs during forward, backward and the optimizers' steps; the rest of the wall
             clock is what the loop costs.
         description: label of the progress bar.
@@ -200,6 +210,8 @@ def fit(
         pace = _Pace(trainer)
         while trainer.step < steps:
             record = trainer.advance(batch_at(trainer.step))
+            if evaluate and trainer.step in evaluate_after:
+                record = dataclasses.replace(record, evaluation=trainer.evaluated(evaluate))
             interrupted = _on_any_rank(sigterm.received, trainer.device)
             if checkpoint_dir:
                 pending.append(dataclasses.asdict(record))
@@ -284,6 +296,18 @@ class _Trainer:
         record = Step(self.step, losses, rate, grad_norm, self.tokens, skipped, load, figures)
         self.step += 1
         return record
+
+    @torch.no_grad()
+    def evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+        """``evaluate(model)``, with mode, random numbers and shards put back as they were."""
+        states = checkpoint.rng_states()
+        self.model.eval()
+        figures = evaluate(self.model)
+        self.model.train()
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # what is gathered for a forward pass stays so without a backward
+        checkpoint.set_rng_states(states)
+        return figures
 
     def _backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
         size = len(batch["input_ids"])

@@ -63,6 +63,7 @@ def scalars(step: Any) -> dict[str, float]:
         "skipped": int(step.skipped),
         **violations,
         **step.figures,
+        **step.evaluation,
     }
 
 

@@ -1,20 +1,14 @@
-"""Three-stage pretraining data and what is measured on held-out text.
+"""Three-stage pretraining: its data, the run, and what is evaluated where a stage ends.
 
 The stages (foundation, domain, reasoning) differ in their mixture only; they are one run under one
 schedule, so :class:`Curriculum` is one function of the step. Synthetic documents are further
 categories beside the corpus's own.
 
-Held-out loss is compared with the unigram entropy of the same tokens,
+At the end of each stage the model is evaluated on the same held-out text, fresh synthetic documents
+and probes (:mod:`kexa.train.evaluation`), and its checkpoint stays.
 
-    H = - sum over v of p_v log p_v        p_v = share of token v among the targets,
-
-the loss of the best predictor that ignores context: a model has learned from context by as many
-nats as it lies below H. Losses in nats per token depend on the tokenizer, bits per byte do not:
-
-    bits per byte = nats per token / ln 2 / (bytes per token of the category)
-
-reported: three stages in this order. chosen: mixtures, lengths, the synthetic kinds, H as baseline
-(it is computed on the held-out tokens themselves, so no fitted unigram model can beat it).
+reported: three stages in this order. chosen: mixtures, lengths, the synthetic kinds, what is
+evaluated.
 
 Legend: B rows, T tokens.
 """
@@ -24,8 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +28,13 @@ from torch import Tensor
 
 from kexa import runtime
 from kexa.config import ModelConfig, PretrainConfig
-from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, encode, synthesis
+from kexa.data import Corpus, Document, Mixture, TokenizedDocuments, balanced, choices, synthesis
 from kexa.data.synthesis import facts
 from kexa.dist import ALONE, Layout, batch_loss, place, shard
 from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
 from kexa.train.checkpoint import identity
+from kexa.train.evaluation import Evaluation, evaluate, held_out
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
 from kexa.train.optim import build_optimizers
@@ -95,6 +89,13 @@ def stage_weights(
     return balanced(config.mixtures[stage], sizes, config.language_temperature)
 
 
+def stage_ends(config: PretrainConfig) -> dict[str, int]:
+    """After how many steps each stage ends."""
+    return dict(
+        zip(config.stage_steps, itertools.accumulate(config.stage_steps.values()), strict=True)
+    )
+
+
 class Curriculum:
     """The mixtures of all stages as one function of the step."""
 
@@ -106,12 +107,9 @@ class Curriculum:
                 f"pretrain.stage_steps names {', '.join(config.stage_steps)} but pretrain.mixtures "
                 f"has {', '.join(config.mixtures)}"
             )
-        self.steps = sum(config.stage_steps.values())
-        ends = itertools.accumulate(config.stage_steps.values())
-        self.starts = {
-            stage: end - config.stage_steps[stage]
-            for stage, end in zip(config.stage_steps, ends, strict=True)
-        }
+        ends = stage_ends(config)
+        self.steps = max(ends.values())
+        self.starts = {stage: end - config.stage_steps[stage] for stage, end in ends.items()}
         self._mixtures = {
             stage: Mixture(
                 streams,
@@ -173,54 +171,83 @@ def training_streams(
     }
 
 
+def stage_evaluation(
+    tokenizer: Tokenizer, corpus: Corpus, config: PretrainConfig, seed: int
+) -> Evaluation:
+    """What is evaluated at the end of each stage: ``validation_rows`` rows of every category's
+    held-out text and of fresh documents of every synthetic kind, and the probes.
+
+    Raises:
+        ValueError: an unknown probe.
+        SynthesisError, SourceError: as :func:`synthetic`.
+    """
+    fresh = synthetic(corpus.heldout, dict.fromkeys(config.synthetic_documents, 64), seed + 1)
+    countries = facts.choose(corpus.train["en"]) if "facts" in config.probes else ()
+    return Evaluation(
+        held_out(
+            tokenizer,
+            corpus.heldout | fresh,
+            config.sequence_length,
+            config.validation_rows,
+            seed,
+        ),
+        {
+            kind: [
+                choices.in_tokens(tokenizer, item)
+                for item in choices.draw(kind, count, seed, countries)
+            ]
+            for kind, count in config.probes.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """All that decides the bits of one run, and the files it reads and writes.
+
+    ``numerics`` of the matrix products, see :mod:`kexa.train.fp8`; ``tokens`` and ``categories``
+    are the directory of :func:`training_streams` and its streams in order; ``checkpoints`` is a
+    directory of this run alone.
+    """
+
+    numerics: str
+    model: ModelConfig
+    config: PretrainConfig
+    seed: int
+    tokens: Path
+    categories: tuple[str, ...]
+    checkpoints: Path
+    evaluation: Evaluation
+
+
 def run_curriculum(
-    numerics: str,
-    model_config: ModelConfig,
-    config: PretrainConfig,
-    seed: int,
-    tokens: Path,
-    categories: Sequence[str],
-    checkpoints: Path,
-    device: torch.device,
+    run: Pretraining, device: torch.device
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], list[Step]]:
     """The whole curriculum from a new model; what ``checkpoints`` holds of it is not repeated.
 
-    The checkpoint at the end of each stage but the last stays beside the last two.
-
-    Args:
-        numerics: of the matrix products, see :mod:`kexa.train.fp8`.
-        tokens, categories: the directory of :func:`training_streams` and its streams in order.
-        checkpoints: of this run alone.
+    The checkpoint at the end of each stage but the last stays beside the last two. The last record
+    of each stage has the figures of :func:`kexa.train.evaluation.evaluate`.
     """
-    model, optimizers, steps = start_curriculum(
-        numerics, model_config, config, seed, tokens, categories, checkpoints, device
-    )
+    model, optimizers, steps = start_curriculum(run, device)
     return model, optimizers, list(steps)
 
 
 def start_curriculum(
-    numerics: str,
-    model_config: ModelConfig,
-    config: PretrainConfig,
-    seed: int,
-    tokens: Path,
-    categories: Sequence[str],
-    checkpoints: Path,
-    device: torch.device,
-    layout: Layout = ALONE,
+    run: Pretraining, device: torch.device, layout: Layout = ALONE
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], Iterator[Step]]:
     """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
 
     The checkpoints' identity holds neither the layout nor ``config.recompute``: a run may go on
     under others.
     """
-    streams = {category: open_corpus(tokens / category) for category in categories}
-    curriculum = Curriculum(streams, config, seed)
+    config = run.config
+    streams = {category: open_corpus(run.tokens / category) for category in run.categories}
+    curriculum = Curriculum(streams, config, run.seed)
     if layout.size == 1:
-        model = new_model(model_config, seed).to(device)
+        model = new_model(run.model, run.seed).to(device)
     else:
-        model = new_sharded_model(model_config, seed, layout, device)
-    set_numerics(model, numerics)
+        model = new_sharded_model(run.model, run.seed, layout, device)
+    set_numerics(model, run.numerics)
     set_recompute(model, config.recompute)
     optimizers = build_optimizers(model, config)
     schedule = functools.partial(
@@ -230,15 +257,17 @@ def start_curriculum(
         decay_share=config.decay_share,
     )
     kept = dataclasses.replace(config, recompute=False)
+    ends = set(stage_ends(config).values())
     steps = fit(
         model, optimizers, curriculum.batch,
         functools.partial(training_loss, config=config, layout=layout),
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
-        checkpoint_dir=checkpoints, checkpoint_every=config.checkpoint_every,
+        checkpoint_dir=run.checkpoints, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
-        milestones=set(curriculum.starts.values()) - {0},
-        identity=identity(model=model_config, pretrain=kept, numerics=numerics, seed=seed),
-        description=f"pretraining in {numerics}",
+        milestones=ends - {curriculum.steps},
+        evaluate=functools.partial(evaluate, evaluation=run.evaluation), evaluate_after=ends,
+        identity=identity(model=run.model, pretrain=kept, numerics=run.numerics, seed=run.seed),
+        description=f"pretraining in {run.numerics}",
     )  # fmt: skip
     return model, optimizers, steps
 
@@ -259,64 +288,3 @@ def training_loss(
         balance_weight=config.balance_weight,
         z_loss=config.z_loss,
     )
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out rows of one category."""
-
-    input_ids: Tensor  # int64 [B, T]
-    document_ids: Tensor  # int64 [B, T]
-    bytes_per_token: float
-
-    @property
-    def targets(self) -> Tensor:
-        """The tokens that count: each that follows another of its document. int64 [N]."""
-        same = self.document_ids[:, 1:] == self.document_ids[:, :-1]
-        return self.input_ids[:, 1:][same]
-
-
-def held_out(
-    tokenizer: Tokenizer, documents: Mapping[str, list[Document]], length: int, rows: int, seed: int
-) -> dict[str, HeldOut]:
-    """``rows`` rows of ``length`` tokens of every category."""
-    sets = {}
-    for category, texts in documents.items():
-        tokens = encode(tokenizer, texts)
-        input_ids, document_ids = Mixture(
-            {category: tokens}, {category: 1}, length, rows, seed
-        ).batch(0)
-        size = sum(len(d.text.encode()) for d in texts)
-        sets[category] = HeldOut(input_ids, document_ids, size / (len(tokens.tokens) - len(texts)))
-    return sets
-
-
-def unigram_entropy(targets: Tensor) -> float:
-    """Entropy in nats of the token frequencies."""
-    share = torch.bincount(targets).double() / len(targets)
-    return float(-torch.special.xlogy(share, share).sum())
-
-
-@torch.no_grad()
-def validate(model: KexaForCausalLM, sets: Mapping[str, HeldOut]) -> dict[str, float]:
-    """Nats per target token in every category, in evaluation mode and the model's own numerics."""
-    was_training = model.training
-    model.eval()
-    device = model.lm_head.weight.device
-    losses = {}
-    for category, rows in sets.items():
-        batch = rows.input_ids.to(device), rows.document_ids.to(device)
-        losses[category] = float(model.loss(*batch, mtp_weight=0.0).next_token)
-    model.train(was_training)
-    return losses
-
-
-def pooled(losses: Mapping[str, float], sets: Mapping[str, HeldOut]) -> float:
-    """The mean over all target tokens of per-category means."""
-    counts = {category: len(sets[category].targets) for category in losses}
-    return sum(losses[c] * n for c, n in counts.items()) / sum(counts.values())
-
-
-def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """Tokenizer-independent form of a loss."""
-    return nats_per_token / math.log(2) / bytes_per_token

@@ -11,12 +11,27 @@ from torch.distributed.tensor import DTensor
 
 from kexa import dist
 from kexa.config import load
+from kexa.data.choices import Question
 from kexa.model import set_recompute
 from kexa.train import Muon, build_optimizers, fit, set_numerics, wsd
+from kexa.train.evaluation import Evaluation, HeldOut, evaluate
 from kexa.train.pretrain import new_sharded_model, training_loss
 from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
 
 STEPS = 10
+_ROWS = torch.Generator().manual_seed(99)
+EVALUATION = Evaluation(
+    {
+        name: HeldOut(torch.randint(2, 64, (3, 12), generator=_ROWS), torch.zeros(3, 12).long(), 2.0)
+        for name in ("en", "code")
+    },
+    {
+        "recall": [
+            Question(row[:6], [row[6:8], row[8:9], row[9:]], [2, 1, 3], i % 3)
+            for i, row in enumerate(torch.randint(2, 64, (40, 12), generator=_ROWS).tolist())
+        ]
+    },
+)
 LOSS = dataclasses.replace(load("smoke").pretrain, mtp_weight=0.05, balance_weight=1e-2)
 
 
@@ -72,6 +87,14 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str, torch.Tensor]]:
     """:func:`run` with checkpoints after every 3 steps."""
     return run(fsdp, ep, take, directory=directory)
+
+
+def evaluated(fsdp: int, ep: int) -> tuple[list, dict[str, torch.Tensor]]:
+    """:func:`run` with a measurement in every step and evaluations after the 4th and the last."""
+    return run(
+        fsdp, ep, metrics_every=1,
+        evaluate=functools.partial(evaluate, evaluation=EVALUATION), evaluate_after={4, STEPS},
+    )  # fmt: skip
 
 
 def starved(fsdp: int, ep: int, numerics: str) -> tuple[list, dict[str, torch.Tensor]]:

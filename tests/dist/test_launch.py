@@ -13,12 +13,15 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from kexa.config import ROOT, load
+from kexa.data.choices import Question
 from kexa.tokenizer import save, train_baseline
 from kexa.train import __main__ as command
 from kexa.train.__main__ import main, override, tokens_key
 from kexa.train.checkpoint import list_checkpoints
+from kexa.train.evaluation import Evaluation, HeldOut, save_evaluation
 from tests.dist.forked import free_port, run
 from tests.tokenizer import conftest as words
 
@@ -53,6 +56,12 @@ def prepare(directory) -> list[str]:
             folder / "tokens.bin"
         )
         np.save(folder / "offsets.npy", np.arange(0, 4001, 40, dtype=np.int64))
+    rows = torch.randint(2, 1000, (2, 16), generator=torch.Generator().manual_seed(0))
+    questions = [Question([2, 3], [[4], [5]], [1, 1], i) for i in range(2)]
+    save_evaluation(
+        Evaluation({"en": HeldOut(rows, rows * 0, 4.0)}, {"recall": questions}),
+        out / "tokens" / "evaluation.pt",
+    )
     done = {"key": tokens_key(config, 0, vocabulary), "streams": names}
     (out / "tokens" / "streams.json").write_text(json.dumps(done))
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
@@ -107,5 +116,14 @@ def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     assert code == 0
     assert re.search(r"going on from step-000000(05|10|15|20|25|30|35)", text)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["step"] for line in lines if line["series"] == "train"] == list(range(STEPS))
     assert (out / "model" / "model.safetensors").is_file()
+    told = re.findall(
+        r"(\w+) ends after (\d+) steps: bits per byte, en (\d\.\d+), probe recall 0.500\n", text
+    )
+    values = json.loads((out / "results.json").read_text())["values"]
+    assert [(stage, int(steps)) for stage, steps, _ in told] == [
+        ("foundation", STEPS - 2), ("domain", STEPS - 1), ("reasoning", STEPS)
+    ]  # fmt: skip
+    for stage, _, bits in told:
+        assert f"{values[f'bits per byte, en, after {stage}']['value']:.3f}" == bits

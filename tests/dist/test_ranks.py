@@ -45,6 +45,17 @@ def test_accumulation_and_recompute_on_a_mesh():
     assert_same_run(ranks, alone(take=4, accumulate=2))
 
 
+@pytest.mark.parametrize("fsdp, ep", [(2, 1), (1, 2)])
+def test_ranks_evaluate_as_one_process_and_train_on_as_without(fsdp, ep):
+    one, _ = small_run.evaluated(1, 1)
+    ranks = run(small_run.evaluated, 2, fsdp, ep)
+    assert_same_run(ranks, alone())
+    for records, _ in ranks:
+        assert [r.step + 1 for r in records if r.evaluation] == [4, small_run.STEPS]
+        for a, b in zip(records, one, strict=True):
+            assert a.evaluation == pytest.approx(b.evaluation, rel=1e-5)
+
+
 def test_a_rank_whose_experts_get_no_token():
     """The bias sends every token to the experts of the first rank."""
     assert_same_run(run(small_run.starved, 2, 1, 2, "fp32"), small_run.starved(1, 1, "fp32"))

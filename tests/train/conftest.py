@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa.config import ModelConfig
+from kexa.data import Document
 from kexa.model import KexaForCausalLM
+from kexa.train.evaluation import held_out
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -43,3 +46,16 @@ def loss_fn(model, batch):
 @pytest.fixture
 def model():
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """Two held-out rows of "en" and of "code", in a vocabulary of five words."""
+    words = {w: i for i, w in enumerate(["[PAD]", "[BOS]", "aa", "b", "c"])}
+    vocabulary = Tokenizer(models.WordLevel(words, unk_token="c"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    documents = {
+        "en": [Document("aa b aa b", "test", "en", "en", "1")],
+        "code": [Document("c c c", "test", "en", "code", "2")],
+    }
+    return held_out(vocabulary, documents, length=10, rows=2, seed=0)

@@ -1,15 +1,18 @@
 """The loop: resume bit for bit, the guard, accumulation, the balance bias, SIGTERM."""
 
+import dataclasses
 import errno
 import functools
 import itertools
 import math
 import multiprocessing
 import os
+import random
 import re
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
@@ -78,6 +81,53 @@ def test_finished_run_is_replayed_without_training(tmp_path):
     again, replayed = train(tmp_path, loss=None)
     assert replayed == records
     assert_same(model, again)
+
+
+def probe(model):
+    """The loss of a batch that training never sees; it draws from every generator as well."""
+    assert not model.training and not torch.is_grad_enabled()
+    random.random(), np.random.rand(), torch.rand(3)
+    return {"loss": float(loss_fn(model, batch_at(1000)).next_token)}
+
+
+def random_loss(model, batch):
+    """A loss that depends on torch's generator: a tenth of the targets do not count."""
+    return model.loss(batch["input_ids"], loss_mask_BT=torch.rand(4, 12) > 0.1)
+
+
+@pytest.mark.parametrize("numerics", ["fp32", "fp8"])
+def test_evaluation_changes_no_bit_of_training(numerics):
+    options = {"numerics": numerics, "loss": random_loss, "metrics_every": 2}
+    model, records = train(**options)
+    evaluated, others = train(**options, evaluate=probe, evaluate_after={4, 7, STEPS})
+    assert [dataclasses.replace(r, evaluation={}) for r in others] == records
+    assert_same(model, evaluated)
+    assert [r.step + 1 for r in others if r.evaluation] == [4, 7, STEPS]
+
+
+def test_evaluation_is_of_the_model_after_the_step():
+    model, records = train(take=4, evaluate=probe, evaluate_after={4})
+    assert model.training
+    with torch.no_grad():
+        loss = loss_fn(model.eval(), batch_at(1000)).next_token
+    assert records[3].evaluation == {"loss": float(loss)}
+
+
+def test_a_resumed_run_replays_evaluations_and_makes_only_the_others(tmp_path):
+    calls = []
+
+    def counted(model):
+        calls.append(1)
+        return probe(model)
+
+    options = {"evaluate": counted, "evaluate_after": {2, 5, STEPS}}
+    _, records = train(**options)
+    train(tmp_path, take=7, **options)  # saved after 3 and 6 steps
+    calls.clear()
+    _, resumed = train(tmp_path, **options)
+    assert resumed == records and len(calls) == 1
+    _, replayed = train(tmp_path, **options)
+    assert replayed == records and len(calls) == 1
 
 
 def steps_saved(directory):

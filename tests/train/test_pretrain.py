@@ -1,28 +1,32 @@
-"""The curriculum as a function of the step, held-out measures by hand, and paired ablations."""
+"""The curriculum as a function of the step, its run, and paired ablations."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kexa import config
-from kexa.data import Document, TokenizedDocuments
+from kexa.data import Corpus, Document, TokenizedDocuments
+from kexa.data.choices import Question
 from kexa.model import KexaForCausalLM
+from kexa.tokenizer import SPECIAL_TOKENS, bpe
+from kexa.tokenizer.vocabulary import WORDS
+from kexa.train import pretrain
 from kexa.train.ablation import busiest, run_variant, variants
+from kexa.train.checkpoint import list_checkpoints
+from kexa.train.evaluation import Evaluation, evaluate
 from kexa.train.loop import Step
+from kexa.train.metrics import scalars
 from kexa.train.pretrain import (
     Curriculum,
-    bits_per_byte,
-    held_out,
+    Pretraining,
     new_model,
-    pooled,
+    run_curriculum,
+    stage_ends,
+    stage_evaluation,
     stage_weights,
     synthetic,
-    unigram_entropy,
-    validate,
 )
 from tests.train.conftest import CONFIG
 
@@ -78,54 +82,6 @@ def test_stages_without_a_mixture_are_an_error():
         Curriculum(STREAMS, odd, seed=0)
 
 
-def test_unigram_entropy_by_hand():
-    assert unigram_entropy(torch.tensor([5, 5, 5, 5])) == 0
-    expected = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
-    assert unigram_entropy(torch.tensor([7, 7, 0, 3])) == pytest.approx(expected, abs=1e-12)
-
-
-def test_bits_per_byte_of_a_uniform_byte_model_is_eight():
-    assert bits_per_byte(math.log(256), bytes_per_token=1.0) == pytest.approx(8)
-    assert bits_per_byte(math.log(256), bytes_per_token=4.0) == pytest.approx(2)
-
-
-@pytest.fixture(scope="module")
-def sets():
-    words = {w: i for i, w in enumerate(["[PAD]", "[BOS]", "aa", "b", "c"])}
-    vocabulary = Tokenizer(models.WordLevel(words, unk_token="c"))
-    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
-    documents = {
-        "en": [Document("aa b aa b", "test", "en", "en", "1")],
-        "code": [Document("c c c", "test", "en", "code", "2")],
-    }
-    return held_out(vocabulary, documents, length=10, rows=2, seed=0)
-
-
-def test_held_out_targets_stay_inside_documents(sets):
-    assert sets["en"].input_ids[0].tolist() == [1, 2, 3, 2, 3] * 2
-    assert sets["en"].targets.tolist() == [2, 3, 2, 3] * 4
-    assert sets["en"].bytes_per_token == 9 / 4
-    assert sets["code"].bytes_per_token == 5 / 3
-
-
-def test_pooled_weighs_by_targets(sets):
-    # 16 targets in en; 20 tokens of code in documents of 4: each row of 10 holds 3 + 3 + 1 targets
-    assert len(sets["code"].targets) == 14
-    expected = (16 * 2.0 + 14 * 5.0) / 30
-    assert pooled({"en": 2.0, "code": 5.0}, sets) == pytest.approx(expected)
-
-
-def test_validate_is_the_mean_loss_of_the_targets_and_keeps_the_mode(sets, model):
-    model.train()
-    losses = validate(model, sets)
-    assert model.training
-    rows = sets["code"]
-    logits = model.eval()(rows.input_ids, rows.document_ids)[:, :-1]
-    same = rows.document_ids[:, 1:] == rows.document_ids[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits[same], rows.input_ids[:, 1:][same])
-    assert losses["code"] == pytest.approx(expected.item(), abs=1e-5)
-
-
 def test_synthetic_documents_come_in_the_counts_asked_for():
     text = Document("Anna lives in Rome. She has 3 cats and 2 dogs there.", "t", "en", "en", "1")
     made = synthetic({"en": [text]}, {"recall": 3, "thinking": 2}, seed=0)
@@ -149,6 +105,45 @@ def test_facts_are_of_the_countries_whose_articles_are_in_the_corpus():
     names = {d.text.split("\n")[0] for d in made["facts"] if d.language == "en"}
     assert names <= {"South Korea", "Vietnam"}
     assert "South Korea" in made["comparisons"][0].text and "Vietnam" in made["comparisons"][0].text
+
+
+def test_stages_are_evaluated_on_held_out_text_fresh_documents_and_probes():
+    tokenizer = bpe.build([*SPECIAL_TOKENS, *bpe.byte_alphabet()], [], WORDS, "NFC")
+    text = [Document("Anna lives in Rome. She has 3 cats and 2 dogs there.", "t", "en", "en", "1")]
+    corpus = Corpus({"en": text}, {"en": text, "code": text}, [], [])
+    changes = {"synthetic_documents": {"recall": 3}, "validation_rows": 2}
+    probes = {"recall": 5, "arithmetic": 3}
+    asked = dataclasses.replace(PRETRAIN, **changes, probes=probes)
+    evaluation = stage_evaluation(tokenizer, corpus, asked, seed=0)
+    assert list(evaluation.sets) == ["en", "code", "recall"]
+    assert all(rows.input_ids.shape == (2, 20) for rows in evaluation.sets.values())
+    assert {kind: len(questions) for kind, questions in evaluation.probes.items()} == probes
+    unknown = dataclasses.replace(asked, probes={"riddles": 1})
+    with pytest.raises(ValueError, match="unknown kind of question 'riddles'; kinds: mmlu, kmmlu"):
+        stage_evaluation(tokenizer, corpus, unknown, seed=0)
+
+
+def test_a_run_is_evaluated_where_a_stage_ends_and_read_back_with_it(tmp_path, sets, monkeypatch):
+    for name, documents in STREAMS.items():
+        folder = tmp_path / "tokens" / name
+        folder.mkdir(parents=True)
+        documents.tokens.tofile(folder / "tokens.bin")
+        np.save(folder / "offsets.npy", documents.offsets)
+    questions = [Question([1, 2], [[3], [4]], [1, 1], i % 2) for i in range(4)]
+    run = Pretraining(
+        "fp32", CONFIG, PRETRAIN, 0, tmp_path / "tokens", tuple(STREAMS), tmp_path / "checkpoints",
+        Evaluation(sets, {"recall": questions}),
+    )  # fmt: skip
+    model, _, records = run_curriculum(run, torch.device("cpu"))
+    assert stage_ends(PRETRAIN) == {"foundation": 3, "domain": 5, "reasoning": 7}
+    assert [r.step + 1 for r in records if r.evaluation] == [3, 5, 7]
+    assert records[-1].evaluation == evaluate(model.eval(), run.evaluation)
+    assert records[-1].evaluation["probe recall"] == 0.5
+    assert records[-1].evaluation.items() <= scalars(records[-1]).items()
+    saved = {path.name for path in list_checkpoints(run.checkpoints)}
+    assert saved >= {"step-00000003", "step-00000005", "step-00000007"}
+    monkeypatch.setattr(pretrain, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    assert run_curriculum(run, torch.device("cpu"))[2] == records
 
 
 def test_only_the_embedding_starts_at_deviation_one():
