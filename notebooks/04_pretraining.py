@@ -29,6 +29,8 @@ seed: int = 0
 out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
+import dataclasses
+
 import torch
 
 from kexa import notebook, plot, tokenizer
@@ -37,22 +39,21 @@ from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
 from kexa.interop import save_hf
 from kexa.parallel import beside
+from kexa.statistics import wilson
 from kexa.train import grouping, orthogonalize, set_numerics
+from kexa.train.evaluation import bits_per_byte, chance, pooled, unigram_entropy, validate
 from kexa.train.fp8 import quantize
 from kexa.train.metrics import scalars
 from kexa.train.pretrain import (
     Curriculum,
-    bits_per_byte,
-    held_out,
+    Pretraining,
     new_model,
-    pooled,
     run_curriculum,
+    stage_ends,
+    stage_evaluation,
     stage_weights,
-    synthetic,
     training_loss,
     training_streams,
-    unigram_entropy,
-    validate,
 )
 
 run = notebook.begin("04_pretraining", profile, seed, out_dir)
@@ -167,15 +168,16 @@ for stage in config.mixtures:
     print(f"{stage:<11} {config.stage_steps[stage] * batch_tokens:>12,} tokens: {shares}")
 
 # %% [markdown]
-# Held out are whole documents of the natural categories, and freshly drawn synthetic ones. The
+# Held out are whole documents of the natural categories, and freshly drawn synthetic ones. Short
+# probes go with them: questions with four options, of which the model takes the likeliest. The
 # baseline is the unigram entropy of the held-out tokens themselves: no predictor that ignores
 # context can be better, whatever it was fitted on, and since few tokens show less variety than
 # the language has, it is stricter than that of the language.
 
 # %%
-natural = held_out(vocabulary, corpus.heldout, config.sequence_length, config.validation_rows, seed)
-fresh = synthetic(corpus.heldout, dict.fromkeys(config.synthetic_documents, 64), seed + 1)
-skills = held_out(vocabulary, fresh, config.sequence_length, config.validation_rows, seed)
+evaluation = stage_evaluation(vocabulary, corpus, config, seed)
+natural = {category: evaluation.sets[category] for category in corpus.heldout}
+skills = {kind: evaluation.sets[kind] for kind in config.synthetic_documents}
 entropy = unigram_entropy(torch.cat([rows.targets for rows in natural.values()]))
 run.value("unigram entropy", entropy, unit="nats/token")
 print(f"unigram entropy of the held-out text: {entropy:.3f} nats/token")
@@ -188,18 +190,18 @@ print(f"unigram entropy of the held-out text: {entropy:.3f} nats/token")
 # checkpoint with the same bits and gives the records of the steps it need not repeat. On CPU cores
 # the two run side by side, each on half of the threads.
 
-
 # %%
-def arguments(numerics):
-    return (
-        numerics, run.config.model, config, seed, run.dir / "tokens", list(streams),
-        run.dir / "checkpoints" / numerics, run.device,
-    )  # fmt: skip
-
-
-with beside(run_curriculum, [arguments("bf16")], run.config.runtime, seed):
-    model, optimizers, records = run_curriculum(*arguments(config.numerics))
-reference, _, reference_records = run_curriculum(*arguments("bf16"))  # finished: read back
+checkpoints = run.dir / "checkpoints"
+pretraining = Pretraining(
+    config.numerics, run.config.model, config, seed, run.dir / "tokens", tuple(streams),
+    checkpoints / config.numerics, evaluation,
+)  # fmt: skip
+in_bf16 = dataclasses.replace(
+    pretraining, numerics="bf16", checkpoints=checkpoints / "bf16", evaluation=None
+)
+with beside(run_curriculum, [(in_bf16, run.device)], run.config.runtime, seed):
+    model, optimizers, records = run_curriculum(pretraining, run.device)
+reference, _, reference_records = run_curriculum(in_bf16, run.device)  # finished: read back
 for numerics, recorded in {config.numerics: records, "bf16": reference_records}.items():
     for record in recorded:
         run.log(f"train {numerics}", record.step, **scalars(record))
@@ -250,6 +252,65 @@ for category, loss in validate(model, skills).items():
     floor = unigram_entropy(skills[category].targets)
     run.value(f"held-out loss, {category}", loss, unit="nats/token")
     print(f"{category:<11} {loss:.3f} nats/token (unigram entropy {floor:.3f})")
+
+# %% [markdown]
+# ## At each stage boundary
+#
+# The same rows and questions, asked after the last step of each stage; training has the same bits
+# with these pauses and without. A stage adds its mixture and its tokens, and the last one also the
+# decay of the learning rate, which alone lowers every loss.
+
+# %%
+boundaries = {stage: records[end - 1].evaluation for stage, end in stage_ends(config).items()}
+before, last = list(boundaries.values())[-2:]
+print(f"{'':28}" + "".join(f"{stage:>12}" for stage in boundaries))
+for name in last:
+    unit = "bits/byte" if name.startswith("bits per byte") else "share right"
+    for stage, figures in boundaries.items():
+        run.value(f"{name}, after {stage}", figures[name], unit=unit)
+    print(f"{name:28}" + "".join(f"{figures[name]:12.3f}" for figures in boundaries.values()))
+
+# %%
+ratios = {c: last[f"bits per byte, {c}"] / before[f"bits per byte, {c}"] for c in evaluation.sets}
+gainer, lower = min(ratios, key=ratios.get), sum(ratio < 1 for ratio in ratios.values())
+floors = [
+    bits_per_byte(unigram_entropy(rows.targets), rows.bytes_per_token)
+    for rows in evaluation.sets.values()
+]
+ax = plot.grouped_bars(
+    list(evaluation.sets),
+    {"unigram entropy": floors}
+    | {
+        f"after {stage}": [figures[f"bits per byte, {c}"] for c in evaluation.sets]
+        for stage, figures in boundaries.items()
+    },
+    f"The last stage lowers bits per byte in {lower} of {len(ratios)} categories, "
+    f"most in {gainer}: by {1 - ratios[gainer]:.0%}",
+    "bits per byte, held-out",
+)
+run.figure(ax.figure, "boundaries", caption="Bits per byte by category at each stage boundary.")
+
+# %% [markdown]
+# The options of a question about recall, a sum or a capital are drawn alike and one of them, at
+# random, is asked: answers that ignore the question are right one time in four.
+
+# %%
+asked = {kind: len(questions) for kind, questions in evaluation.probes.items()}
+shares = {
+    stage: [wilson(round(figures[f"probe {kind}"] * n), n) for kind, n in asked.items()]
+    for stage, figures in boundaries.items()
+}
+guess = {kind: chance(questions) for kind, questions in evaluation.probes.items()}
+above = [k for k, s in zip(asked, shares[list(boundaries)[-1]], strict=True) if s.low > guess[k]]
+ax = plot.grouped_bars(
+    [f"{kind} ({n} questions)" for kind, n in asked.items()],
+    {f"after {stage}": [s.estimate for s in row] for stage, row in shares.items()},
+    f"Clearly above chance after the last stage: {', '.join(above) or 'no probe'}",
+    "share of questions right, 95% interval",
+    intervals={f"after {stage}": [s[1:] for s in row] for stage, row in shares.items()},
+    baseline={"chance": max(guess.values())},
+)
+run.figure(ax.figure, "probes", caption="Multiple-choice probes at each stage boundary.")
 
 # %% [markdown]
 # ## FP8 against BF16

@@ -207,7 +207,7 @@ class Pretraining:
 
     ``numerics`` of the matrix products, see :mod:`kexa.train.fp8`; ``tokens`` and ``categories``
     are the directory of :func:`training_streams` and its streams in order; ``checkpoints`` is a
-    directory of this run alone.
+    directory of this run alone; without an ``evaluation`` nothing is evaluated.
     """
 
     numerics: str
@@ -217,7 +217,7 @@ class Pretraining:
     tokens: Path
     categories: tuple[str, ...]
     checkpoints: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | None = None
 
 
 def run_curriculum(
@@ -258,6 +258,7 @@ def start_curriculum(
     )
     kept = dataclasses.replace(config, recompute=False)
     ends = set(stage_ends(config).values())
+    look = functools.partial(evaluate, evaluation=run.evaluation) if run.evaluation else None
     steps = fit(
         model, optimizers, curriculum.batch,
         functools.partial(training_loss, config=config, layout=layout),
@@ -265,7 +266,7 @@ def start_curriculum(
         checkpoint_dir=run.checkpoints, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
         milestones=ends - {curriculum.steps},
-        evaluate=functools.partial(evaluate, evaluation=run.evaluation), evaluate_after=ends,
+        evaluate=look, evaluate_after=ends,
         identity=identity(model=run.model, pretrain=kept, numerics=run.numerics, seed=run.seed),
         description=f"pretraining in {run.numerics}",
     )  # fmt: skip
