@@ -257,8 +257,9 @@ for category, loss in validate(model, skills).items():
 # ## At each stage boundary
 #
 # The same rows and questions, asked after the last step of each stage; training has the same bits
-# with these pauses and without. A stage adds its mixture and its tokens, and the last one also the
-# decay of the learning rate, which alone lowers every loss.
+# with these pauses and without. From one stage to the next a category's share of the mixture
+# changes, and in the last one the learning rate decays as well. The unigram entropy here is that of
+# the category's own held-out tokens.
 
 # %%
 boundaries = {stage: records[end - 1].evaluation for stage, end in stage_ends(config).items()}
