@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kexa.data.choices import arithmetic, facts, in_tokens, recall
+from kexa.data.choices import arithmetic, draw, facts, in_tokens, recall
 from kexa.data.synthesis import KEYS, rules
 from kexa.data.synthesis.facts import Country, Fact
 from kexa.tokenizer import SPECIAL_TOKENS, bpe
@@ -85,9 +85,25 @@ def test_too_few_capitals_are_an_error():
         facts(1, seed=0, countries=COUNTRIES[:3])
 
 
-@pytest.mark.parametrize("draw", [recall, arithmetic])
-def test_equal_seeds_give_equal_questions(draw):
-    assert draw(8, seed=1) == draw(8, seed=1) != draw(8, seed=2)
+@pytest.mark.parametrize("kind", ["recall", "arithmetic", "facts"])
+def test_equal_seeds_give_equal_questions(kind):
+    first, again, other = (draw(kind, 8, seed, COUNTRIES) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "kind, first", [("mmlu", "mmlu_"), ("kmmlu", "kmmlu_"), ("mmlu_translated", "mmlu_")]
+)
+def test_exemplars_are_drawn_evenly_by_name(kind, first):
+    items = draw(kind, 6, seed=0)
+    assert len({item.id for item in items}) == 6
+    assert all(item.id.startswith(first) and len(item.options) == 4 for item in items)
+    assert items == draw(kind, 6, seed=1)
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match="unknown kind of question 'riddles'; kinds: mmlu, kmmlu,"):
+        draw("riddles", 1, seed=0)
 
 
 def test_a_question_in_tokens():

@@ -58,6 +58,12 @@ def test_validate_is_the_mean_loss_of_the_targets_and_keeps_the_mode(sets, model
     assert losses["code"] == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_rows_read_in_several_passes_give_the_same_means(sets, model):
+    whole = validate(model, sets)
+    assert validate(model, sets, batch_tokens=10) == pytest.approx(whole, rel=1e-6)
+    assert validate(model, sets, batch_tokens=1) == validate(model, sets, batch_tokens=10)
+
+
 def questions(model, answers):
     """Questions whose right option is, item by item, the one the model takes or another."""
     drawn = [Question([1, 2 + i], [[2], [3, 4], [4]], [1, 2, 1], 0) for i in range(len(answers))]
