@@ -32,9 +32,9 @@ UNIMPORTED = {  # direct dependencies that no module imports by name
 # Imports go up this list, never down; packages on one line do not import each other in a circle.
 LAYERS = (
     ("config", "lock", "record", "runtime", "stages", "statistics"),
-    ("data", "kernels", "parallel", "tokenizer"),
+    ("data", "kernels", "tokenizer"),
     ("model",),
-    ("train", "dist", "interop"),
+    ("train", "dist", "interop", "parallel"),
     ("longctx", "post"),
     ("agents", "eval"),
     ("__main__", "doctor", "notebook", "pairs", "pipeline", "plot", "report", "study"),
