@@ -16,7 +16,7 @@ The guard skips an update whose loss or gradient norm is not finite, or whose no
 ``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
 
 SIGTERM, as a scheduler sends it before it takes a machine away, is held back until the step in
-progress is finished and saved, on all ranks; then it does what it does to the process otherwise:
+progress is finished and on disk, on all ranks; then it does what it does to the process otherwise:
 end a notebook's kernel, or let a training command exit with 0 (:func:`exit_on_sigterm`). A handler
 that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. Without a
 checkpoint directory there is nothing to save and nothing is held back.
@@ -161,7 +161,8 @@ def fit(
         kexa.train.checkpoint.CheckpointError: the newest whole checkpoint is of another run, or
             there are checkpoints and none is whole. A damaged one with a whole one before it is
             set aside with a warning.
-        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact.
+        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact. Told at the next
+            checkpoint or at the end, since it is written while training goes on.
         ValueError: a batch that ``accumulate`` does not divide.
     """
     trainer = _Trainer(
@@ -187,14 +188,18 @@ def fit(
     def save() -> None:
         checkpoint.append_history(checkpoint_dir, pending)
         pending.clear()
-        state = trainer.state()
-        checkpoint.save(checkpoint_dir, trainer.step, identity, state, keep, milestones)
+        checkpoints.save(trainer.step, trainer.state())
 
     look = {"desc": description, "initial": trainer.step, "mininterval": 1.0}
     if checkpoint.rank() > 0:
         look["disable"] = True
     sigterm = _Sigterm(checkpoint_dir is not None)
-    with trainer.monitor, sigterm, tqdm(total=steps, **look) as bar:
+    with (
+        trainer.monitor,
+        sigterm,
+        checkpoint.Background(checkpoint_dir, identity, keep, milestones) as checkpoints,
+        tqdm(total=steps, **look) as bar,
+    ):
         for record in replayed:
             yield Step(**record)
         pace = _Pace(trainer)
@@ -206,6 +211,8 @@ def fit(
                 due = trainer.step % checkpoint_every == 0 or trainer.step == steps
                 if due or trainer.step in milestones or interrupted:
                     save()
+                if interrupted or trainer.step == steps:
+                    checkpoints.wait()
             bar.set_postfix(pace.shown(record), refresh=False)
             bar.update()
             yield record

@@ -121,6 +121,38 @@ def test_a_run_on_a_full_disk_ends_with_the_reason_and_goes_on_later(tmp_path, m
     assert_same(model, resumed)
 
 
+def test_a_run_goes_on_while_a_checkpoint_is_written_and_survives_a_kill_then(tmp_path):
+    model, records = train()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    reached = context.SimpleQueue()
+    process = context.Process(target=stuck_disk, args=(tmp_path, reached))
+    process.start()
+    assert reached.get() == 7  # the next checkpoint waits for this one
+    process.kill()
+    process.join()
+    assert steps_saved(tmp_path) == [3] and list(tmp_path.glob(".step-00000006.partial"))
+    resumed, all_records = train(tmp_path)
+    assert all_records == records
+    assert_same(model, resumed)
+    assert steps_saved(tmp_path) == [9, 10] and not list(tmp_path.glob(".*"))
+
+
+def stuck_disk(directory, reached):
+    """Trains on a disk that never ends writing the checkpoint after 6 steps."""
+    write = FileSystemWriter.write_data
+
+    def stuck(*arguments):
+        if (directory / ".step-00000006.partial").exists():
+            time.sleep(600)
+        return write(*arguments)
+
+    FileSystemWriter.write_data = stuck
+    for step in trainer_steps(directory):
+        if step.step == 7:
+            reached.put(step.step)
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     train(tmp_path, identity="seed 0")
     with pytest.raises(CheckpointError, match="'seed 0'.*'seed 1'"):
