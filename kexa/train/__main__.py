@@ -112,7 +112,7 @@ def _train(
 ) -> None:
     pretrain = config.pretrain
     if layout.rank == 0 and (saved := list_checkpoints(out / "checkpoints")):
-        print(f"going on from {saved[-1].name}")
+        print(f"going on from {saved[-1].name}, or the one before it that is whole")
     model, _, steps = start_curriculum(
         pretrain.numerics, config.model, pretrain, seed, out / "tokens", categories,
         out / "checkpoints", device, layout,

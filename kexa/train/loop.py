@@ -50,10 +50,12 @@ from kexa.kernels.costs import H100_FLOPS
 from kexa.model.accounting import account, training_flops
 from kexa.train import checkpoint
 from kexa.train.metrics import Monitor
+from kexa.train.optim import move_states
 
 GUARD_WINDOW = 64
 GUARD_WARMUP = 16
 MAX_SKIPS = 10
+HOST = torch.device("cpu")
 
 
 class TrainingDiverged(RuntimeError):
@@ -120,6 +122,7 @@ def fit(
     clip: float = 1.0,
     spike: float = 10.0,
     balance_step: float = 1e-4,
+    offload_optimizer: bool = False,
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 100,
     metrics_every: int = 0,
@@ -142,6 +145,7 @@ def fit(
         clip, spike: largest gradient norm after clipping; ratio to the median norm at which an
             update is skipped.
         balance_step: how far the router's balance bias moves per step; 0 turns it off.
+        offload_optimizer: between its steps an optimizer's states are in host memory.
         checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see
             :mod:`kexa.train.checkpoint`.
         metrics_every: steps between measurements of the model's inside, see
@@ -174,6 +178,7 @@ def fit(
         clip,
         spike,
         balance_step,
+        offload_optimizer,
         Monitor(model, metrics_every),
         stopwatch or Stopwatch(),
     )
@@ -249,6 +254,7 @@ class _Trainer:
     clip: float
     spike: float
     balance_step: float
+    offload_optimizer: bool
     monitor: Monitor
     stopwatch: Stopwatch
     step: int = 0
@@ -281,7 +287,7 @@ class _Trainer:
             scale_to_norm(grads, self.clip, norm)
             with self.stopwatch:
                 for optimizer in self.optimizers:
-                    optimizer.step()
+                    self._step(optimizer)
         sum_over_ranks([layer.load_E for layer in self.model.moe_layers])
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
@@ -308,6 +314,14 @@ class _Trainer:
                 for name, value in loss._asdict().items():  # waits for the device
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
         return sums
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.offload_optimizer:
+            optimizer.step()
+            return
+        move_states(optimizer, self.device)
+        optimizer.step()
+        move_states(optimizer, HOST)
 
     def _skip(self, loss: float, grad_norm: float) -> bool:
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -341,6 +355,8 @@ class _Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(_numbered(saved, self._names(optimizer)))
+            if self.offload_optimizer:
+                move_states(optimizer, HOST)
         checkpoint.set_rng_states(state["rng"])
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -22,6 +22,7 @@ from kexa.train import (
     build_optimizers,
     exit_on_sigterm,
     fit,
+    loop,
     set_numerics,
     wsd,
 )
@@ -339,6 +340,27 @@ def test_overhead_is_all_but_forward_backward_and_optimizers(model):
     wall = time.perf_counter() - begun
     assert 0.2 <= watch.seconds <= wall - 0.9
     assert 0 <= shares[0] < 1 - 0.1 / (wall - 0.9) and 0.3 / (wall - 0.6) < shares[1] < 1
+
+
+def test_offloaded_states_change_no_bit_and_wait_in_host_memory(tmp_path, monkeypatch):
+    model, records = train()
+    train(tmp_path, take=5, offload_optimizer=True)
+    again, all_records = train(tmp_path, offload_optimizer=True)
+    assert all_records == records
+    assert_same(model, again)
+
+    monkeypatch.setattr(loop, "HOST", torch.device("meta"))  # what is moved there shows
+    for directory in (None, tmp_path):  # after a step, and after loading a checkpoint
+        model = tiny_model()
+        optimizers = build_optimizers(model, OPTIMIZATION)
+        next(
+            fit(
+                model, optimizers, batch_at, loss_fn, STEPS, SCHEDULE, offload_optimizer=True,
+                checkpoint_dir=directory,
+            )
+        )  # fmt: skip
+        states = [t for o in optimizers for s in o.state.values() for t in s.values() if t.dim()]
+        assert len(states) > len(list(model.parameters())) and all(t.is_meta for t in states)
 
 
 def test_the_progress_bar_shows_speed_and_skipped_updates(capsys):
