@@ -7,9 +7,10 @@ runs the curriculum of ``[pretrain]`` and leaves in ``--out``
 
     tokens/         the corpus and the synthetic documents, encoded once by rank 0
     checkpoints/    where the same command goes on after any end, under any mesh
-    metrics.jsonl   losses, gradient norm and learning rate of every step
+    metrics.jsonl   what kexa.train.metrics lists, of every step
     results.json    losses at the end, profile, seed, commit, device
-    model/          the trained model as a Hugging Face folder, with its tokenizer
+    model/          the trained model as a Hugging Face folder, with its tokenizer; rank 0 gathers
+                    it whole in host memory
 
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
 Exit codes: 0, 1 training diverged or a rank was lost, 2 a bad argument, config, mesh or directory.
@@ -42,7 +43,8 @@ from kexa.interop import save_hf
 from kexa.model import KexaForCausalLM
 from kexa.record import CannotWrite, Run, read_json, write_atomic
 from kexa.train.checkpoint import CheckpointError, list_checkpoints
-from kexa.train.loop import Step, TrainingDiverged, exit_on_sigterm
+from kexa.train.loop import TrainingDiverged, exit_on_sigterm
+from kexa.train.metrics import scalars
 from kexa.train.pretrain import start_curriculum, training_streams
 
 
@@ -121,7 +123,7 @@ def _train(
     last = None
     for last in steps:
         if record:
-            _log(record, last)
+            record.log("train", last.step, **scalars(last))
     whole = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -137,13 +139,6 @@ def _train(
         save_hf(trained, out / "model", tokenizer.load(vocabulary))
         record.finish()
         print(f"trained: {out / 'model'}")
-
-
-def _log(record: Run, step: Step) -> None:
-    record.log(
-        "train", step.step, **step.losses, grad_norm=step.grad_norm,
-        learning_rate=step.learning_rate, tokens=step.tokens, skipped=step.skipped,
-    )  # fmt: skip
 
 
 def tokens_key(config: Config, seed: int, vocabulary: Path) -> str:

@@ -175,15 +175,18 @@ def best(layouts: list[Plan], capacity: float) -> Plan | None:
 
 
 def launch_line(layout: Plan, profile: str) -> str:
-    """The command that runs a layout: the same on each of its machines, which meet at HOST."""
+    """The command that runs a layout: the same on each of its machines.
+
+    Several meet at HOST and see the folder DIR.
+    """
     each = max(n for n in range(1, MACHINE + 1) if layout.ranks % n == 0)
-    start = f"--nproc-per-node {each}"
+    start, out = f"--nproc-per-node {each}", ""
     if layout.ranks > each:
         meet = "--rdzv-backend c10d --rdzv-endpoint HOST:29500"
-        start = f"--nnodes {layout.ranks // each} {start} {meet}"
+        start, out = f"--nnodes {layout.ranks // each} {start} {meet}", "--out DIR "
     return (
         f"torchrun {start} -m kexa.train --profile {profile} --fsdp {layout.fsdp} --ep {layout.ep} "
-        f"--set pretrain.accumulate={layout.accumulate} "
+        f"{out}--set pretrain.accumulate={layout.accumulate} "
         f"--set pretrain.recompute={str(layout.recompute).lower()} "
         f"--set pretrain.offload_optimizer={str(layout.offload).lower()}"
     )

@@ -110,4 +110,5 @@ def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     assert re.search(r"going on from step-000000(05|10|15|20|25|30|35)", text)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS))
+    assert {"total", "violation/0", "router_entropy/0", "update_rms/matrix"} <= lines[0].keys()
     assert (out / "model" / "model.safetensors").is_file()
