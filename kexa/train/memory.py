@@ -105,6 +105,11 @@ class Memory:
         return self.parameters + self.momentum + self.moments - self.host
 
     @property
+    def saved(self) -> float:
+        """What a checkpoint holds of this rank, and the copy that it is written from."""
+        return self.states + self.host
+
+    @property
     def temporary(self) -> float:
         """At the peak, beyond states and gradients."""
         return self.peak - self.states - self.gradients

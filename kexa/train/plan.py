@@ -265,6 +265,10 @@ def report(config: Config, profile: str, ranks: int, capacity: float) -> Iterato
         yield f"{len(fitting)} of {len(layouts)} fit {wanted}"
     chosen = best(fitting, capacity)
     yield f"best: fsdp {chosen.fsdp} ep {chosen.ep}, with its peak at {chosen.memory.where}"
+    yield (
+        f"host memory of each of its ranks: {chosen.memory.host / GIB:.1f} GiB, and "
+        f"{chosen.memory.saved / GIB:.1f} more while a checkpoint is written"
+    )
     yield launch_line(chosen, profile)
 
 

@@ -74,6 +74,7 @@ def test_states_in_host_memory_are_not_on_the_device():
         for offload in (False, True)
     )
     assert away.host == here.momentum + here.moments > 0 == here.host
+    assert away.saved == here.saved == here.states
     assert here.states - away.states == away.host
     assert here.peak - away.peak == pytest.approx(away.host)  # a layer decides
     short = replace(BASE, vocab_size=64)  # optimizers decide
@@ -182,6 +183,7 @@ def test_report_says_what_fits_or_how_many_would():
     lines = list(report(FULL, "full", 64, 1000 * GIB))
     assert "of 14 fit 90% of 1000 GiB" in "\n".join(lines)
     assert lines[-1].startswith("torchrun --nnodes 8")
+    assert lines[-2].startswith("host memory of each of its ranks: 0.0 GiB, and 27.7 more")
     lines = list(report(FULL, "full", 16, 80 * GIB))
     assert any(line.startswith("none of them fits") for line in lines)
     assert any(line.endswith("GPUs would do:") for line in lines)
