@@ -13,6 +13,8 @@ runs the curriculum of ``[pretrain]`` and leaves in ``--out``
                     it whole in host memory
 
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
+On SIGTERM the step in progress is finished and saved. torchrun passes the signal on, kills after 30
+seconds what still runs (``--shutdown-timeout`` where a step takes longer), and exits with 1 itself.
 Exit codes: 0, 1 training diverged or a rank was lost, 2 a bad argument, config, mesh or directory.
 """
 
