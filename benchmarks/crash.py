@@ -124,9 +124,13 @@ def finish(directory: Path, steps: int) -> float:
     begun = time.perf_counter()
     process = start(directory, steps)
     process.join()
+    _refuse_failure(process, directory)
+    return time.perf_counter() - begun
+
+
+def _refuse_failure(process: BaseProcess, directory: Path) -> None:
     if process.exitcode:
         raise RuntimeError(f"training in {directory.name} ended with code {process.exitcode}")
-    return time.perf_counter() - begun
 
 
 def newest_step(directory: Path) -> int:
@@ -181,6 +185,7 @@ def kill_often(
                 process.join(rng.uniform(0, 2 * left / (kills - done)))
             if process.exitcode is None:
                 break
+            _refuse_failure(process, directory)
             found += differences(whole, directory)
             shutil.rmtree(directory)
             runs += 1

@@ -5,7 +5,8 @@ python -m benchmarks.loop --profile laptop      writes results/<device>/loop-<pr
 The profile's model trains on packed rows of random documents. In turns, one training step, one save
 and one load: a busy minute of the machine slows all three, so what counts are their quotients, told
 as median and middle 80% over the rounds. ``overhead`` is the share of a step's wall clock outside
-forward, backward and optimizers; ``share`` adds a save every ``checkpoint_every`` steps.
+forward, backward and optimizers; ``share`` adds a save every ``checkpoint_every`` steps, which is
+the most that saving can cost, since a run writes in the background.
 """
 
 from __future__ import annotations

@@ -198,6 +198,7 @@ class PretrainConfig:
     z_loss: float  # not reported; 0 is off
     numerics: str  # "fp8", "fp8-rowwise", "fp8-tensorwise", "bf16" or "fp32"
     recompute: bool  # layers run again in the backward pass instead of keeping activations
+    offload_optimizer: bool  # its states wait in host memory; for GPUs, changes no bit of training
     checkpoint_every: int  # optimizer steps
     metrics_every: int  # optimizer steps between measurements that cost time; 0 is never
     validation_rows: int  # held-out sequences per category

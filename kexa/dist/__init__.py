@@ -1,7 +1,7 @@
 """More than one process: the mesh, FSDP2 and expert parallelism, all of it torch.distributed."""
 
 from kexa.dist.loss import batch_loss
-from kexa.dist.mesh import ALONE, Layout, check, join, leave, local_device, processes
+from kexa.dist.mesh import ALONE, Layout, check, divides, join, leave, local_device, processes
 from kexa.dist.reduce import scale_to_norm, sum_over_ranks, total_norm
 from kexa.dist.shard import place, shard
 
@@ -10,6 +10,7 @@ __all__ = [
     "Layout",
     "batch_loss",
     "check",
+    "divides",
     "join",
     "leave",
     "local_device",

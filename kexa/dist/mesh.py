@@ -73,11 +73,16 @@ def check(fsdp: int, ep: int, processes: int, num_experts: int) -> None:
             f"fsdp {fsdp} x ep {ep} is a mesh of {fsdp * ep} ranks but {processes} processes run: "
             "let --fsdp times --ep be the number of processes that torchrun starts"
         )
-    if num_experts % ep or (ep > 1 and num_experts // ep % fsdp):
+    if not divides(fsdp, ep, num_experts):
         raise ConfigError(
             f"fsdp {fsdp} x ep {ep} does not divide {num_experts} experts: with --ep above 1 every "
             "rank holds as many whole experts"
         )
+
+
+def divides(fsdp: int, ep: int, num_experts: int) -> bool:
+    """Whether every rank gets as many whole experts, which "ep" above 1 asks for."""
+    return ep == 1 or num_experts % (fsdp * ep) == 0
 
 
 def processes() -> int:

@@ -8,11 +8,14 @@ runs the curriculum of ``[pretrain]`` and leaves in ``--out``
     tokens/         the corpus and the synthetic documents, encoded once by rank 0, and what the
                     model is evaluated on where a stage ends
     checkpoints/    where the same command goes on after any end, under any mesh
-    metrics.jsonl   losses, gradient norm and learning rate of every step, and the evaluations
+    metrics.jsonl   what kexa.train.metrics lists, of every step, and the evaluations
     results.json    losses at the end, evaluations, profile, seed, commit, device
-    model/          the trained model as a Hugging Face folder, with its tokenizer
+    model/          the trained model as a Hugging Face folder, with its tokenizer; rank 0 gathers
+                    it whole in host memory
 
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
+On SIGTERM the step in progress is finished and saved. torchrun passes the signal on, kills after 30
+seconds what still runs (``--shutdown-timeout`` where a step takes longer), and exits with 1 itself.
 Exit codes: 0, 1 training diverged or a rank was lost, 2 a bad argument, config, mesh or directory.
 """
 
@@ -46,6 +49,7 @@ from kexa.record import CannotWrite, Run, read_json, write_atomic
 from kexa.train.checkpoint import CheckpointError, list_checkpoints
 from kexa.train.evaluation import load_evaluation, save_evaluation
 from kexa.train.loop import Step, TrainingDiverged, exit_on_sigterm
+from kexa.train.metrics import scalars
 from kexa.train.pretrain import (
     Pretraining,
     stage_ends,
@@ -123,7 +127,7 @@ def _train(
 ) -> None:
     pretrain = config.pretrain
     if layout.rank == 0 and (saved := list_checkpoints(out / "checkpoints")):
-        print(f"going on from {saved[-1].name}")
+        print(f"going on from {saved[-1].name}, or the one before it that is whole")
     run = Pretraining(
         pretrain.numerics, config.model, pretrain, seed, out / "tokens", tuple(categories),
         out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION),
@@ -134,7 +138,7 @@ def _train(
     last = None
     for last in steps:
         if record:
-            _log(record, last)
+            record.log("train", last.step, **scalars(last))
             if last.evaluation:
                 _tell(record, last, stages[last.step + 1])
     whole = get_model_state_dict(
@@ -154,16 +158,8 @@ def _train(
         print(f"trained: {out / 'model'}")
 
 
-def _log(record: Run, step: Step) -> None:
-    record.log(
-        "train", step.step, **step.losses, grad_norm=step.grad_norm,
-        learning_rate=step.learning_rate, tokens=step.tokens, skipped=step.skipped,
-    )  # fmt: skip
-
-
 def _tell(record: Run, step: Step, stage: str) -> None:
     """Print and record what was evaluated at the end of a stage."""
-    record.log("evaluation", step.step, **step.evaluation)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in step.evaluation.items())
     tqdm.write(f"{stage} ends after {step.step + 1} steps: {figures}")
     for name, value in step.evaluation.items():

@@ -24,9 +24,12 @@ checkpoint of four ranks resumes on two or on one.
 are dropped.
 
 ``.metadata`` is a pickle of PyTorch's, and a checksum is no signature: resume only checkpoints of
-your own. chosen: the run waits until the files are on disk. Measured at the smoke profile, a save
-takes 0.16 of a training step and comes every 50 steps: there is nothing for a second copy of the
-state, written in the background, to win.
+your own.
+
+chosen: a run writes in the background (:class:`Background`): it waits for a copy of the state in
+host memory only, and goes on while a thread writes that to disk. Measured at the laptop profile on
+one core, a copy takes 0.008 s and a save 0.23 s, beside a step of 0.95 s and one save in 200 steps:
+there it makes no difference. Of the 236B model 64 ranks write 1.7 TiB.
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,6 +63,10 @@ MANIFEST = "manifest.json"
 VALUES = "values.pt"
 LEFT_OVER = re.compile(r"\.step-\d{8,}\.(partial|old)|\.history\.jsonl\.\d+\.tmp")
 TENSOR = "kexa:tensor"  # in values.pt: {TENSOR: key} stands for the tensor of that key
+
+# PyTorch's, where there is one process, as intended. Not ignored where it comes up: what changes
+# the filters for a while must not run in a thread.
+warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
 
 def identity(**parts: Any) -> str:
@@ -97,21 +105,96 @@ def save(
         kexa.record.CannotWrite: the disk is full or refuses. The earlier checkpoints are intact and
             nothing of this one is left.
     """
+    tensors: dict[str, Tensor] = {}
+    values = _take_tensors(state, "", tensors)
+    return _save(directory, step, identity, values, tensors, keep, milestones)
+
+
+class Background:
+    """Checkpoints of one run that are written while it goes on, one at a time.
+
+    ``with Background(directory, identity) as checkpoints``: on leaving, the last one is on disk or
+    its error is raised. All ranks enter, save, wait and leave together. The thread ends with its
+    process, so that a kill leaves what it leaves of :func:`save`: a checkpoint or none.
+
+    Args:
+        directory, identity, keep, milestones: as for :func:`save`.
+    """
+
+    def __init__(
+        self, directory: Path, identity: str, keep: int = 2, milestones: Collection[int] = ()
+    ):
+        self._directory, self._identity = directory, identity
+        self._keep, self._milestones = keep, milestones
+
+    def __enter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+        # of the thread alone: what ranks say there must not mix with what they say meanwhile
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind in (None, GeneratorExit):
+                raise  # otherwise the error under way says more
+        finally:
+            self._thread.shutdown()
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """:func:`save` of the state as it is now; returns once that is copied to host memory.
+
+        Waits for the checkpoint before this one, and raises what went wrong with it.
+        """
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        values = _take_tensors(state, "", tensors)
+        copies = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
+        self._writing = self._thread.submit(
+            _save, self._directory, step, self._identity, values, copies, self._keep,
+            self._milestones, self._group,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk.
+
+        Raises:
+            ValueError, kexa.record.CannotWrite: as :func:`save`.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def _save(
+    directory: Path,
+    step: int,
+    identity: str,
+    values: Any,
+    tensors: dict[str, Tensor],
+    keep: int,
+    milestones: Collection[int],
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """:func:`save` of what :func:`_take_tensors` returned, which ranks talk about in ``group``."""
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the checkpoint that is written has to stay")
     directory = Path(directory)
     path = directory / f"step-{step:08d}"
     partial = path.with_name(f".{path.name}.partial")
-    tensors: dict[str, Tensor] = {}
-    values = _take_tensors(state, "", tensors)
     try:
-        with _together():
+        with _together(group):
             if rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         with _plain_errors() as alone:
-            dcp.save(tensors, storage_writer=_Writer(partial), no_dist=alone)
-        with _together():
+            writer = _Writer(partial)
+            dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        with _together(group):
             own = list(partial.glob(f"__{rank()}_*"))
             if rank() == 0:
                 buffer = io.BytesIO()
@@ -119,8 +202,8 @@ def save(
                 _write(partial / VALUES, buffer.getvalue())
                 own += [partial / ".metadata", partial / VALUES]
             summary = {file.name: [file.stat().st_size, _sha256(file)] for file in own}
-        files = {name: entry for part in _everyone(summary) for name, entry in part.items()}
-        with _together():
+        files = {name: entry for part in _everyone(summary, group) for name, entry in part.items()}
+        with _together(group):
             if rank() == 0:
                 content = {"format": FORMAT, "identity": identity, "step": step, "files": files}
                 _write(partial / MANIFEST, _manifest_text(content).encode())
@@ -297,24 +380,24 @@ def append_history(directory: Path, records: list[dict[str, Any]]) -> None:
                 _sync(file)
 
 
-def _everyone(value: Any) -> list[Any]:
+def _everyone(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """``value`` of every rank, in order of rank."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def _together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """All ranks leave together, and if one could not write, all raise its error."""
     error = None
     try:
         yield
     except OSError as caught:
         error = caught
-    failures = [e for e in _everyone(error) if e is not None]
+    failures = [e for e in _everyone(error, group) if e is not None]
     if failures:
         raise failures[0]
 
@@ -336,9 +419,7 @@ class _Writer(dcp.FileSystemWriter):
 def _plain_errors() -> Iterator[bool]:
     """Raise what went wrong on a rank instead of PyTorch's wrapping; yields ``no_dist``."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
-            yield not dist.is_initialized()
+        yield not dist.is_initialized()
     except dcp.api.CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None

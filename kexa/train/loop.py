@@ -16,7 +16,7 @@ The guard skips an update whose loss or gradient norm is not finite, or whose no
 ``spike`` times the median of the last 64 norms; ten skips in a row stop the run.
 
 SIGTERM, as a scheduler sends it before it takes a machine away, is held back until the step in
-progress is finished and saved, on all ranks; then it does what it does to the process otherwise:
+progress is finished and on disk, on all ranks; then it does what it does to the process otherwise:
 end a notebook's kernel, or let a training command exit with 0 (:func:`exit_on_sigterm`). A handler
 that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. Without a
 checkpoint directory there is nothing to save and nothing is held back.
@@ -51,10 +51,12 @@ from kexa.kernels.costs import H100_FLOPS
 from kexa.model.accounting import account, training_flops
 from kexa.train import checkpoint
 from kexa.train.metrics import Monitor
+from kexa.train.optim import move_states
 
 GUARD_WINDOW = 64
 GUARD_WARMUP = 16
 MAX_SKIPS = 10
+HOST = torch.device("cpu")
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -125,6 +127,7 @@ def fit(
     clip: float = 1.0,
     spike: float = 10.0,
     balance_step: float = 1e-4,
+    offload_optimizer: bool = False,
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 100,
     metrics_every: int = 0,
@@ -149,6 +152,7 @@ def fit(
         clip, spike: largest gradient norm after clipping; ratio to the median norm at which an
             update is skipped.
         balance_step: how far the router's balance bias moves per step; 0 turns it off.
+        offload_optimizer: between its steps an optimizer's states are in host memory.
         checkpoint_dir, checkpoint_every, identity: where, how often, and whose; see
             :mod:`kexa.train.checkpoint`.
         metrics_every: steps between measurements of the model's inside, see
@@ -171,7 +175,8 @@ def fit(
         kexa.train.checkpoint.CheckpointError: the newest whole checkpoint is of another run, or
             there are checkpoints and none is whole. A damaged one with a whole one before it is
             set aside with a warning.
-        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact.
+        kexa.record.CannotWrite: the disk is full; the last checkpoint is intact. Told at the next
+            checkpoint or at the end, since it is written while training goes on.
         ValueError: a batch that ``accumulate`` does not divide.
     """
     trainer = _Trainer(
@@ -183,6 +188,7 @@ def fit(
         clip,
         spike,
         balance_step,
+        offload_optimizer,
         Monitor(model, metrics_every),
         stopwatch or Stopwatch(),
     )
@@ -197,14 +203,18 @@ def fit(
     def save() -> None:
         checkpoint.append_history(checkpoint_dir, pending)
         pending.clear()
-        state = trainer.state()
-        checkpoint.save(checkpoint_dir, trainer.step, identity, state, keep, milestones)
+        checkpoints.save(trainer.step, trainer.state())
 
     look = {"desc": description, "initial": trainer.step, "mininterval": 1.0}
     if checkpoint.rank() > 0:
         look["disable"] = True
     sigterm = _Sigterm(checkpoint_dir is not None)
-    with trainer.monitor, sigterm, tqdm(total=steps, **look) as bar:
+    with (
+        trainer.monitor,
+        sigterm,
+        checkpoint.Background(checkpoint_dir, identity, keep, milestones) as checkpoints,
+        tqdm(total=steps, **look) as bar,
+    ):
         for record in replayed:
             yield Step(**record)
         pace = _Pace(trainer)
@@ -218,6 +228,8 @@ def fit(
                 due = trainer.step % checkpoint_every == 0 or trainer.step == steps
                 if due or trainer.step in milestones or interrupted:
                     save()
+                if interrupted or trainer.step == steps:
+                    checkpoints.wait()
             bar.set_postfix(pace.shown(record), refresh=False)
             bar.update()
             yield record
@@ -254,6 +266,7 @@ class _Trainer:
     clip: float
     spike: float
     balance_step: float
+    offload_optimizer: bool
     monitor: Monitor
     stopwatch: Stopwatch
     step: int = 0
@@ -286,7 +299,7 @@ class _Trainer:
             scale_to_norm(grads, self.clip, norm)
             with self.stopwatch:
                 for optimizer in self.optimizers:
-                    optimizer.step()
+                    self._step(optimizer)
         sum_over_ranks([layer.load_E for layer in self.model.moe_layers])
         load = self.model.expert_load().tolist()
         self.model.update_balance_bias(self.balance_step)
@@ -326,6 +339,14 @@ class _Trainer:
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.accumulate
         return sums
 
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.offload_optimizer:
+            optimizer.step()
+            return
+        move_states(optimizer, self.device)
+        optimizer.step()
+        move_states(optimizer, HOST)
+
     def _skip(self, loss: float, grad_norm: float) -> bool:
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         usual = statistics.median(self.norms) if len(self.norms) >= GUARD_WARMUP else math.inf
@@ -358,6 +379,8 @@ class _Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(_numbered(saved, self._names(optimizer)))
+            if self.offload_optimizer:
+                move_states(optimizer, HOST)
         checkpoint.set_rng_states(state["rng"])
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:

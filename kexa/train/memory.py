@@ -8,7 +8,8 @@ its backward pass will read; coming back it drops that and leaves the gradient o
 
 with the bytes of :mod:`kexa.train.operations`. With recomputation a layer keeps its input alone on
 the way down; on the way back it first goes down again. The optimizers come after the walk:
-gradients and states, and what Newton-Schulz needs beside them.
+gradients and states, and what Newton-Schulz needs beside them. States that wait in host memory are
+there for the walk, and while the other optimizer steps.
 
 Parameters, gradients and states are fp32. On several ranks (:mod:`kexa.dist`) each holds its share
 of them; a layer's parameters are gathered while it runs, the next layer's on their way, and its
@@ -18,6 +19,7 @@ gradients are whole until they leave; embedding, final norm and head stay whole 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,8 +86,8 @@ def parameters(config: ModelConfig) -> Parameters:
 class Memory:
     """Bytes of one rank. ``peak`` is what the allocator must hold at once, at ``where``.
 
-    ``activations`` are those kept when the forward pass ends; ``temporary`` is what the peak holds
-    beyond the five others.
+    ``activations`` are those kept when the forward pass ends; ``host`` of momentum and moments wait
+    in host memory; ``temporary`` is what the peak holds beyond states on the device and gradients.
     """
 
     parameters: float
@@ -95,11 +97,17 @@ class Memory:
     activations: float
     peak: float
     where: str
+    host: float
 
     @property
     def states(self) -> float:
-        """What lives from step to step."""
-        return self.parameters + self.momentum + self.moments
+        """What lives on the device from step to step."""
+        return self.parameters + self.momentum + self.moments - self.host
+
+    @property
+    def saved(self) -> float:
+        """What a checkpoint holds of this rank, and the copy that it is written from."""
+        return self.states + self.host
 
     @property
     def temporary(self) -> float:
@@ -113,21 +121,29 @@ def memory(
     accumulate: int = 1,
     dense_ranks: int = 1,
     expert_shards: int = 1,
+    offload: bool = False,
 ) -> Memory:
     """The peak of one training step.
 
     Args:
         accumulate: micro-batches per step; from the second on all gradients are held throughout.
         dense_ranks: ranks that share every parameter outside the experts.
-        expert_shards: ranks that share each expert, beside ``work.expert_ranks``.
+        expert_shards: ranks that share the experts of each of ``work.expert_ranks``. Experts are
+            not cut: where ranks are more than experts, some hold one and some none, and the bytes
+            are those of one that holds one.
+        offload: whether the optimizers' states wait in host memory between steps.
     """
     trained = parameters(config)
     expert_ranks = work.expert_ranks * expert_shards
+    if config.num_experts:
+        expert_ranks = config.num_experts / math.ceil(config.num_experts / expert_ranks)
     experts, dense = trained.experts / expert_ranks, trained.muon - trained.experts
     adamw = trained.adamw / dense_ranks
     count = experts + dense / dense_ranks + adamw
     momentum = experts + dense / dense_ranks
-    states = FP32 * (count + momentum + 2 * adamw)
+    moments = 2 * adamw
+    host = FP32 * (momentum + moments) if offload else 0
+    states = FP32 * (count + momentum + moments) - host
 
     sharded = dense_ranks > 1
     parts = units(config, work)
@@ -156,18 +172,19 @@ def memory(
             experts = unit.experts / work.expert_ranks
             held -= FP32 * (unit.dense + experts)
             if accumulate == 1:
-                held += FP32 * (unit.dense / dense_ranks + experts / expert_shards)
-    top.see(
-        states + FP32 * count + _newton_schulz(trained, work, dense_ranks, expert_ranks), "Muon"
-    )
+                held += FP32 * (unit.dense / dense_ranks + unit.experts / expert_ranks)
+    beside = FP32 * momentum if offload else 0
+    schulz = _newton_schulz(trained, work, dense_ranks, expert_ranks)
+    top.see(states + FP32 * count + beside + schulz, "Muon")
     return Memory(
         parameters=FP32 * count,
         gradients=FP32 * count,
         momentum=FP32 * momentum,
-        moments=2 * FP32 * adamw,
+        moments=FP32 * moments,
         activations=activations,
         peak=top.bytes,
         where=top.where,
+        host=host,
     )
 
 
@@ -203,7 +220,7 @@ class _Peak:
         return held
 
 
-def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ranks: int) -> float:
+def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ranks: float) -> float:
     """Bytes beside gradients and states while Muon steps through its largest group.
 
     The updates of the group, the results so far, and one batch of matrices [M, N], M <= N, of equal

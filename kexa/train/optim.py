@@ -211,6 +211,17 @@ def build_adamw(model: torch.nn.Module, config: Any) -> list[torch.optim.Optimiz
     return [adamw]
 
 
+def move_states(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move what an optimizer holds for its parameters to a device; sharded states stay sharded.
+
+    Counters, tensors without dimensions, stay where they are.
+    """
+    for states in optimizer.state.values():
+        for name, value in states.items():
+            if isinstance(value, Tensor) and value.dim():
+                states[name] = value.to(device)
+
+
 def grouping(model: torch.nn.Module) -> str:
     """A table of which parameters go where: tensors, matrices and parameters of every role."""
     takes = {"matrix": "Muon", "gate_up": "Muon, two matrices per expert"}

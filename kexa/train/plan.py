@@ -1,6 +1,6 @@
 """Where a model fits and what it costs there, from its config and a mesh alone.
 
-    rank       rows of its own; experts of E / ep, sliced over "fsdp"; 1 / (fsdp ep) of the rest
+    rank       rows of its own; experts of E / ep, dealt over "fsdp"; 1 / (fsdp ep) of the rest
     memory     :func:`kexa.train.memory.memory`
     traffic    per step and rank, sent, for n ranks that share B bytes:
                    gather, scatter      B (n - 1) / n      units forward and back; gradients
@@ -15,6 +15,10 @@ fp32, as parameters, gradients and activations are. The mesh is that of
 Of what a group of ranks gathers or scatters, a machine receives the others' part once, shared by
 its members; what is exchanged goes to every other rank of the group evenly.
 
+Listed are the meshes that :mod:`kexa.dist` runs. chosen: the optimizers' states wait in host memory
+where a layout fits only without them. They cross to the GPU and back once per step, beside the
+gathers of every micro-batch; that is left out.
+
 chosen: of the layouts that fit, the best moves the fewest bytes, those within a machine counted at
 a ninth (an H100's data sheet: 450 GB/s by NVLink, 50 by InfiniBand); then the fewest FLOPs. chosen:
 a layout fits if its peak leaves a tenth of the memory, for the context, NCCL's buffers and what
@@ -27,6 +31,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kexa import dist
 from kexa.config import Config, ConfigError, ModelConfig, PretrainConfig
 from kexa.model.accounting import account, forward_flops
 from kexa.train.memory import Memory, memory
@@ -67,6 +72,7 @@ class Plan:
     rows: int
     accumulate: int
     recompute: bool
+    offload: bool
     memory: Memory
     traffic: Traffic
     flops: float  # of all ranks, per step
@@ -88,21 +94,22 @@ def plan(
     ep: int,
     rows: int = 1,
     recompute: bool = False,
+    offload: bool = False,
     device: str = "cuda",
 ) -> Plan:
     """Memory, traffic and work of one layout.
 
     Args:
         rows: sequences that a rank computes at a time.
+        offload: whether the optimizers' states wait in host memory.
 
     Raises:
-        ConfigError: experts that "ep" does not divide, rows that do not divide the batch.
+        ConfigError: experts that the mesh does not divide, rows that do not divide the batch.
     """
     ranks = fsdp * ep
     if min(fsdp, ep, rows) < 1:
         raise ConfigError(f"fsdp={fsdp}, ep={ep}, rows={rows}: each must be at least 1")
-    if model.num_experts % ep:
-        raise ConfigError(f"ep={ep} does not divide the {model.num_experts} experts; use a divisor")
+    dist.check(fsdp, ep, ranks, model.num_experts)
     if pretrain.batch_size % (ranks * rows):
         raise ConfigError(
             f"pretrain.batch_size={pretrain.batch_size} does not split over {ranks} ranks with "
@@ -116,7 +123,8 @@ def plan(
         rows=rows,
         accumulate=accumulate,
         recompute=recompute,
-        memory=memory(model, work, accumulate, ranks, fsdp),
+        offload=offload,
+        memory=memory(model, work, accumulate, ranks, fsdp, offload),
         traffic=_traffic(model, work, accumulate, fsdp, ep),
         flops=pretrain.batch_size * _row_flops(model, pretrain.sequence_length, recompute),
     )
@@ -131,7 +139,8 @@ def plans(
 ) -> list[Plan]:
     """Every mesh of ``ranks`` ranks, without and with recomputation.
 
-    Each with the most rows at a time that fit in ``capacity`` bytes, or with one if none do.
+    Each with the most rows at a time that fit in ``capacity`` bytes, or with one if none do; with
+    states in host memory where one does not fit otherwise.
 
     Raises:
         ConfigError: ranks that do not divide the batch.
@@ -141,11 +150,14 @@ def plans(
             f"{ranks} GPUs do not divide pretrain.batch_size={pretrain.batch_size}; use a divisor"
         )
     found = []
-    for ep in (n for n in range(1, ranks + 1) if ranks % n == 0 and model.num_experts % n == 0):
+    divisors = (n for n in range(1, ranks + 1) if ranks % n == 0)
+    for ep in (n for n in divisors if dist.divides(ranks // n, n, model.num_experts)):
         for recompute in (False, True):
             make = functools.partial(
                 plan, model, pretrain, ranks // ep, ep, recompute=recompute, device=device
             )
+            if not make(rows=1).fits(capacity):
+                make = functools.partial(make, offload=True)
             best, rows = make(rows=1), 2
             while pretrain.batch_size % (ranks * rows) == 0:
                 wider = make(rows=rows)
@@ -163,24 +175,28 @@ def best(layouts: list[Plan], capacity: float) -> Plan | None:
 
 
 def launch_line(layout: Plan, profile: str) -> str:
-    """The command that runs a layout: the same on each of its machines, which meet at HOST."""
+    """The command that runs a layout: the same on each of its machines.
+
+    Several meet at HOST and see the folder DIR.
+    """
     each = max(n for n in range(1, MACHINE + 1) if layout.ranks % n == 0)
-    start = f"--nproc-per-node {each}"
+    start, out = f"--nproc-per-node {each}", ""
     if layout.ranks > each:
         meet = "--rdzv-backend c10d --rdzv-endpoint HOST:29500"
-        start = f"--nnodes {layout.ranks // each} {start} {meet}"
+        start, out = f"--nnodes {layout.ranks // each} {start} {meet}", "--out DIR "
     return (
         f"torchrun {start} -m kexa.train --profile {profile} --fsdp {layout.fsdp} --ep {layout.ep} "
-        f"--set pretrain.accumulate={layout.accumulate} "
-        f"--set pretrain.recompute={str(layout.recompute).lower()}"
+        f"{out}--set pretrain.accumulate={layout.accumulate} "
+        f"--set pretrain.recompute={str(layout.recompute).lower()} "
+        f"--set pretrain.offload_optimizer={str(layout.offload).lower()}"
     )
 
 
 def table(layouts: list[Plan]) -> list[str]:
     """One line per layout under a line of heads; memory in GiB, traffic in GB per step."""
     heads = (
-        "fsdp", "ep", "recompute", "rows", "micro", "param", "grad", "optim", "kept", "peak",
-        "sent", "across", "PFLOP",
+        "fsdp", "ep", "recompute", "offload", "rows", "micro", "param", "grad", "optim",
+        "kept", "peak", "sent", "across", "PFLOP",
     )  # fmt: skip
     lines = ["".join(f"{head:>10}" for head in heads)]
     for x in layouts:
@@ -189,13 +205,17 @@ def table(layouts: list[Plan]) -> list[str]:
         sizes = (m.parameters, m.gradients, optimizer, m.activations, m.peak)
         traffic = (x.traffic.total / 1e9, x.traffic.across / 1e9)
         lines.append(
-            f"{x.fsdp:>10}{x.ep:>10}{'yes' if x.recompute else 'no':>10}{x.rows:>10}"
-            f"{x.accumulate:>10}"
+            f"{x.fsdp:>10}{x.ep:>10}{_yes(x.recompute):>10}{_yes(x.offload):>10}"
+            f"{x.rows:>10}{x.accumulate:>10}"
             + "".join(f"{size / GIB:>10.1f}" for size in sizes)
             + "".join(f"{size:>10,.0f}" for size in traffic)
             + f"{x.flops / x.ranks / 1e15:>10.1f}"
         )
     return lines
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 def report(config: Config, profile: str, ranks: int, capacity: float) -> Iterator[str]:
@@ -231,7 +251,10 @@ def report(config: Config, profile: str, ranks: int, capacity: float) -> Iterato
         while not fitting:
             ranks *= 2
             if pretrain.batch_size % ranks:
-                yield f"nor does any of {ranks // 2} GPUs: use shorter rows or larger GPUs"
+                yield (
+                    f"nor does any of {ranks // 2} GPUs (--ep above 1 runs where fsdp x ep divides "
+                    f"the {model.num_experts} experts): use shorter rows or larger GPUs"
+                )
                 return
             fitting = [x for x in plans(model, pretrain, ranks, capacity) if x.fits(capacity)]
         yield ""
@@ -242,6 +265,10 @@ def report(config: Config, profile: str, ranks: int, capacity: float) -> Iterato
         yield f"{len(fitting)} of {len(layouts)} fit {wanted}"
     chosen = best(fitting, capacity)
     yield f"best: fsdp {chosen.fsdp} ep {chosen.ep}, with its peak at {chosen.memory.where}"
+    yield (
+        f"host memory of each of its ranks: {chosen.memory.host / GIB:.1f} GiB, and "
+        f"{chosen.memory.saved / GIB:.1f} more while a checkpoint is written"
+    )
     yield launch_line(chosen, profile)
 
 

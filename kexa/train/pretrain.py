@@ -237,8 +237,9 @@ def start_curriculum(
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], Iterator[Step]]:
     """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
 
-    The checkpoints' identity holds neither the layout nor ``config.recompute``: a run may go on
-    under others.
+    The checkpoints' identity holds neither the layout nor how the config spreads a step over memory
+    and micro-batches (``accumulate``, ``recompute``, ``offload_optimizer``): a run may go on under
+    others, on fewer ranks with more micro-batches.
     """
     config = run.config
     streams = {category: open_corpus(run.tokens / category) for category in run.categories}
@@ -256,13 +257,14 @@ def start_curriculum(
         warmup_share=config.warmup_share,
         decay_share=config.decay_share,
     )
-    kept = dataclasses.replace(config, recompute=False)
+    kept = dataclasses.replace(config, accumulate=1, recompute=False, offload_optimizer=False)
     ends = set(stage_ends(config).values())
     look = functools.partial(evaluate, evaluation=run.evaluation) if run.evaluation else None
     steps = fit(
         model, optimizers, curriculum.batch,
         functools.partial(training_loss, config=config, layout=layout),
         curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
+        offload_optimizer=config.offload_optimizer,
         checkpoint_dir=run.checkpoints, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
         milestones=ends - {curriculum.steps},

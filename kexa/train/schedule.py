@@ -4,7 +4,8 @@
               = 1                                 W <= t < S - D stable
               = 1 - sqrt((t + 1 - (S - D)) / (D + 1))  otherwise decay
 
-with S steps in all, W = ceil(warmup_share * S) and D = ceil(decay_share * S).
+with S steps in all, W = ceil(warmup_share * S) and D = ceil(decay_share * S). Every step of a run
+has equally many tokens, so this is a function of the tokens seen as well.
 
 reported: WSD with linear warm-up; peak 3.0e-4.
 not reported: lengths and the shape of the decay. chosen: the two shares are config keys; the

@@ -71,6 +71,7 @@ def run(
         checkpoint_dir=directory, checkpoint_every=3, **options,
     )  # fmt: skip
     records = list(itertools.islice(steps, take))
+    steps.close()
     state = whole_state(model)
     dist.leave()
     return records, state

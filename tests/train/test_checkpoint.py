@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from kexa.record import CannotWrite
-from kexa.train import Interrupted, build_optimizers, fit
+from kexa.train import Interrupted, build_optimizers, checkpoint, fit
 from kexa.train.checkpoint import (
+    Background,
     CheckpointError,
     list_checkpoints,
     load,
@@ -170,6 +172,60 @@ def test_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path):
     assert_same(resume(tmp_path, "run"), state())
 
 
+@pytest.fixture
+def held_writes(monkeypatch):
+    """An event for which every write of tensors waits."""
+    go, write = threading.Event(), checkpoint._Writer.write_data
+
+    def held(*arguments):
+        assert go.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint._Writer, "write_data", held)
+    return go
+
+
+def test_in_the_background_the_state_is_written_as_it_was(tmp_path, held_writes):
+    changing = state()
+    with Background(tmp_path, "run") as checkpoints:
+        checkpoints.save(7, changing)
+        assert names(tmp_path) == []  # training goes on before anything is on disk
+        changing["model"]["weight"].zero_()
+        changing["norms"].append(1.0)
+        held_writes.set()
+        checkpoints.wait()
+        assert_same(load(tmp_path / "step-00000007", "run"), state())
+
+
+def test_in_the_background_one_checkpoint_waits_for_another(tmp_path, held_writes):
+    with Background(tmp_path, "run") as checkpoints:
+        checkpoints.save(1, {"step": 1})
+        threading.Timer(0.2, held_writes.set).start()
+        checkpoints.save(2, {"step": 2})
+        assert "step-00000001" in names(tmp_path)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_what_fails_in_the_background_is_told_at_the_next_checkpoint_or_the_end(tmp_path):
+    save(tmp_path, 3, "run", state())
+    told = r"step-00000006.*too large.*step-00000003 is intact"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with Background(tmp_path, "run") as checkpoints:
+            checkpoints.save(6, state(size=100_000))
+            with pytest.raises(CannotWrite, match=told):
+                checkpoints.save(9, state())
+        with pytest.raises(CannotWrite, match=told), Background(tmp_path, "run") as checkpoints:
+            checkpoints.save(6, state(size=100_000))
+        with pytest.raises(ZeroDivisionError), Background(tmp_path, "run") as checkpoints:
+            checkpoints.save(6, state(size=100_000))
+            _ = 1 / 0  # what went wrong first is told
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
 def test_what_a_kill_left_behind_is_removed(tmp_path):
     whole = save(tmp_path, 3, "run", state())
     shutil.copytree(whole, tmp_path / ".step-00000006.partial")
@@ -207,7 +263,10 @@ def sharded(rank: int, ranks: int, directory, result) -> None:
     like = {name: torch.zeros_like(t) for name, t in whole["model"].items()}
     found = resume(directory, "run", like)
     if found is None:
-        save(directory, 2, "run", whole)
+        with Background(directory, "run") as checkpoints:
+            checkpoints.save(2, whole)
+            weight.to_local().zero_()
+            dist.barrier()  # ranks talk while the thread does
     else:
         found_weight = found["model"]["weight"]
         found_moment = found["optimizers"][0]["state"]["weight"]["moment"]
@@ -241,8 +300,11 @@ def full_disk_on_one_rank(rank: int, ranks: int, directory) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     mesh = init_device_mesh("cpu", (ranks,))
     weight = distribute_tensor(torch.zeros(1000, 1000), mesh, [Shard(0)])
-    with pytest.raises(CannotWrite, match="too large"):
+    full = pytest.raises(CannotWrite, match="too large")
+    with full:
         save(directory / "checkpoints", 2, "run", {"weight": weight})
+    with full, Background(directory / "checkpoints", "run") as checkpoints:
+        checkpoints.save(2, {"weight": weight})
     dist.barrier()
     assert not any((directory / "checkpoints").iterdir())
     dist.destroy_process_group()

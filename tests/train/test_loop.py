@@ -25,6 +25,7 @@ from kexa.train import (
     build_optimizers,
     exit_on_sigterm,
     fit,
+    loop,
     set_numerics,
     wsd,
 )
@@ -169,6 +170,38 @@ def test_a_run_on_a_full_disk_ends_with_the_reason_and_goes_on_later(tmp_path, m
     resumed, all_records = train(tmp_path)
     assert all_records == records
     assert_same(model, resumed)
+
+
+def test_a_run_goes_on_while_a_checkpoint_is_written_and_survives_a_kill_then(tmp_path):
+    model, records = train()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    reached = context.SimpleQueue()
+    process = context.Process(target=stuck_disk, args=(tmp_path, reached))
+    process.start()
+    assert reached.get() == 7  # the next checkpoint waits for this one
+    process.kill()
+    process.join()
+    assert steps_saved(tmp_path) == [3] and list(tmp_path.glob(".step-00000006.partial"))
+    resumed, all_records = train(tmp_path)
+    assert all_records == records
+    assert_same(model, resumed)
+    assert steps_saved(tmp_path) == [9, 10] and not list(tmp_path.glob(".*"))
+
+
+def stuck_disk(directory, reached):
+    """Trains on a disk that never ends writing the checkpoint after 6 steps."""
+    write = FileSystemWriter.write_data
+
+    def stuck(*arguments):
+        if (directory / ".step-00000006.partial").exists():
+            time.sleep(600)
+        return write(*arguments)
+
+    FileSystemWriter.write_data = stuck
+    for step in trainer_steps(directory):
+        if step.step == 7:
+            reached.put(step.step)
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
@@ -357,6 +390,27 @@ def test_overhead_is_all_but_forward_backward_and_optimizers(model):
     wall = time.perf_counter() - begun
     assert 0.2 <= watch.seconds <= wall - 0.9
     assert 0 <= shares[0] < 1 - 0.1 / (wall - 0.9) and 0.3 / (wall - 0.6) < shares[1] < 1
+
+
+def test_offloaded_states_change_no_bit_and_wait_in_host_memory(tmp_path, monkeypatch):
+    model, records = train()
+    train(tmp_path, take=5, offload_optimizer=True)
+    again, all_records = train(tmp_path, offload_optimizer=True)
+    assert all_records == records
+    assert_same(model, again)
+
+    monkeypatch.setattr(loop, "HOST", torch.device("meta"))  # what is moved there shows
+    for directory in (None, tmp_path):  # after a step, and after loading a checkpoint
+        model = tiny_model()
+        optimizers = build_optimizers(model, OPTIMIZATION)
+        next(
+            fit(
+                model, optimizers, batch_at, loss_fn, STEPS, SCHEDULE, offload_optimizer=True,
+                checkpoint_dir=directory,
+            )
+        )  # fmt: skip
+        states = [t for o in optimizers for s in o.state.values() for t in s.values() if t.dim()]
+        assert len(states) > len(list(model.parameters())) and all(t.is_meta for t in states)
 
 
 def test_the_progress_bar_shows_speed_and_skipped_updates(capsys):

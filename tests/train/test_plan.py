@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.memory import BASE, CASES, TOLERANCE, compare
+from kexa import dist
 from kexa.__main__ import main
 from kexa.config import ConfigError, load
 from kexa.model import KexaForCausalLM
@@ -65,6 +66,27 @@ def test_parameters_are_those_of_the_optimizers(config):
     for optimizer, count in ((muon, found.muon), (adamw, found.adamw)):
         groups = optimizer.param_groups
         assert count == sum(p.numel() for group in groups for p in group["params"])
+
+
+def test_states_in_host_memory_are_not_on_the_device():
+    here, away = (
+        plan.plan(FULL.model, FULL.pretrain, 4, 16, 1, True, offload).memory
+        for offload in (False, True)
+    )
+    assert away.host == here.momentum + here.moments > 0 == here.host
+    assert away.saved == here.saved == here.states
+    assert here.states - away.states == away.host
+    assert here.peak - away.peak == pytest.approx(away.host)  # a layer decides
+    short = replace(BASE, vocab_size=64)  # optimizers decide
+    here, away = (memory(short, Work(1, 8), offload=offload) for offload in (False, True))
+    assert here.where == away.where == "Muon"
+    assert here.peak - away.peak == away.moments
+
+
+def test_a_rank_holds_whole_experts():
+    """Of 128 experts over 256 ranks half hold one, and none holds half of one."""
+    wide, full = (memory(FULL.model, Work(1, 128), 1, 256, n) for n in (256, 128))
+    assert wide.parameters == full.parameters
 
 
 def test_published_model():
@@ -132,19 +154,36 @@ def test_layouts_of_64_ranks():
     assert roomy.traffic.cost == min(x.traffic.cost for x in found)
 
 
+def test_the_published_model_fits_64_gpus_of_80_gib():
+    """Under "ep" of 16 and more, recomputed, with the optimizers' states in host memory."""
+    found = plans(FULL.model, FULL.pretrain, 64, 80 * GIB)
+    fitting = [(x.fsdp, x.ep) for x in found if x.fits(80 * GIB)]
+    assert fitting == [(4, 16), (2, 32), (1, 64)]
+    assert all(x.recompute and x.offload for x in found if x.fits(80 * GIB))
+    assert not any(x.offload for x in plans(FULL.model, FULL.pretrain, 64, 1000 * GIB))
+
+
+def test_only_meshes_that_run_are_listed():
+    for ranks in (64, 256):
+        for x in plans(FULL.model, FULL.pretrain, ranks, 80 * GIB):
+            dist.check(x.fsdp, x.ep, ranks, FULL.model.num_experts)
+
+
 def test_launch_line():
     line = launch_line(plan.plan(FULL.model, FULL.pretrain, 8, 8, 1, True), "full")
     assert line.startswith("torchrun --nnodes 8 --nproc-per-node 8 ")
-    assert "-m kexa.train --profile full --fsdp 8 --ep 8 " in line
+    assert "-m kexa.train --profile full --fsdp 8 --ep 8 --out DIR " in line
     assert "--set pretrain.accumulate=64 --set pretrain.recompute=true" in line
+    assert line.endswith("--set pretrain.offload_optimizer=false")
     one = launch_line(plan.plan(FULL.model, FULL.pretrain, 1, 1), "full")
-    assert one.startswith("torchrun --nproc-per-node 1 -m kexa.train")
+    assert one.startswith("torchrun --nproc-per-node 1 -m kexa.train") and "DIR" not in one
 
 
 def test_report_says_what_fits_or_how_many_would():
     lines = list(report(FULL, "full", 64, 1000 * GIB))
     assert "of 14 fit 90% of 1000 GiB" in "\n".join(lines)
     assert lines[-1].startswith("torchrun --nnodes 8")
+    assert lines[-2].startswith("host memory of each of its ranks: 0.0 GiB, and 27.7 more")
     lines = list(report(FULL, "full", 16, 80 * GIB))
     assert any(line.startswith("none of them fits") for line in lines)
     assert any(line.endswith("GPUs would do:") for line in lines)
@@ -155,7 +194,8 @@ def test_report_says_what_fits_or_how_many_would():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fsdp": 1, "ep": 3}, "ep=3 does not divide the 128 experts"),
+        ({"fsdp": 1, "ep": 3}, "fsdp 1 x ep 3 does not divide 128 experts"),
+        ({"fsdp": 16, "ep": 16}, "fsdp 16 x ep 16 does not divide 128 experts"),
         ({"fsdp": 3, "ep": 1}, "does not split over 3 ranks with 1 rows"),
         ({"fsdp": 0, "ep": 1}, "fsdp=0, ep=1, rows=1: each must be at least 1"),
     ],
