@@ -187,7 +187,7 @@ def measure(
     Args:
         train, streams: what the baselines read, as text and in tokens.
         heldout, rows: what they are judged by, as text for compressors and in rows for n-grams.
-        order: of the n-gram models; one reads all categories, others their own alone.
+        order: of the n-gram models; one reads all categories, the others one each.
     """
     ngram = train_ngram(joined(streams.values()), order, vocab_size)
     found: dict[str, dict[str, float]] = {}
@@ -200,9 +200,9 @@ def measure(
             return bits_per_byte(loss, row.bytes_per_token)
 
         figures = {
-            f"{order}-gram of all categories": bits(ngram),
-            f"{order}-gram of the category": bits(own),
-            "xz after the training text": xz_bits_per_byte(texts, known),
+            "n-gram of all text": bits(ngram),
+            "n-gram of its own text": bits(own),
+            "xz after its own text": xz_bits_per_byte(texts, known),
             "xz": xz_bits_per_byte(texts),
             "gzip": gzip_bits_per_byte(texts),
         }

@@ -252,14 +252,14 @@ def test_measure_reads_own_and_all_text():
     heldout = {"de": texts["de"][:9]}
     found = measure(texts, streams, heldout, rows, 3, V)
     for name, read in {
-        "the category": streams["de"],
-        "all categories": joined(streams.values()),
+        "its own text": streams["de"],
+        "all text": joined(streams.values()),
     }.items():
         loss = train_ngram(read, 3, V).losses(*(t.numpy() for t in (ids, torch.zeros_like(ids))))
-        assert found[f"3-gram of {name}"]["de"] == bits_per_byte(loss.mean(), 2.5)
+        assert found[f"n-gram of {name}"]["de"] == bits_per_byte(loss.mean(), 2.5)
     written = [d.text for d in heldout["de"]]
     assert found["gzip"]["de"] == gzip_bits_per_byte(written)
     assert found["xz"]["de"] == xz_bits_per_byte(written)
     known = [d.text for d in texts["de"]]
-    assert found["xz after the training text"]["de"] == xz_bits_per_byte(written, known)
+    assert found["xz after its own text"]["de"] == xz_bits_per_byte(written, known)
     assert all(list(figures) == ["de"] for figures in found.values())
