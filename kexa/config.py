@@ -206,6 +206,16 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class BaselinesConfig:
+    """What the pretrained model is compared with on held-out text."""
+
+    order: int  # tokens of the longest n-gram
+    train_bytes: int  # UTF-8 bytes per category that a baseline reads, in whole documents
+    heldout_bytes: int  # UTF-8 bytes per category that all are compared on, in whole documents
+    beaten: int  # categories in which the model must beat every baseline; 0 checks nothing
+
+
+@dataclass(frozen=True)
 class ArchitectureConfig:
     """The short run that shows expert load with and without balancing."""
 
@@ -408,6 +418,7 @@ class Config:
     comparison: ComparisonConfig
     architecture: ArchitectureConfig
     pretrain: PretrainConfig
+    baselines: BaselinesConfig
     mtp: MTPConfig
     extension: ExtensionConfig
     sft: SFTConfig

@@ -50,6 +50,10 @@ class TokenizedDocuments:
         """The tokens of one document, ``[BOS]`` first."""
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
+    def first(self, count: int) -> TokenizedDocuments:
+        """The first ``count`` documents, not copied."""
+        return TokenizedDocuments(self.tokens[: self.offsets[count]], self.offsets[: count + 1])
+
 
 @contextlib.contextmanager
 def literal(tokenizer) -> Iterator[None]:

@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks with intervals, and safety under a taxonomy of risks."""
+"""Evaluation: benchmarks with intervals, baselines, and safety under a taxonomy of risks."""

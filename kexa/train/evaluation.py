@@ -53,14 +53,19 @@ class HeldOut:
 
 
 def held_out(
-    tokenizer: Tokenizer, documents: Mapping[str, list[Document]], length: int, rows: int, seed: int
+    tokenizer: Tokenizer,
+    documents: Mapping[str, list[Document]],
+    length: int,
+    rows: int | None,
+    seed: int,
 ) -> dict[str, HeldOut]:
-    """``rows`` rows of ``length`` tokens of every category."""
+    """``rows`` rows of ``length`` tokens of every category; None: as many as its text fills."""
     sets = {}
     for category, texts in documents.items():
         tokens = encode(tokenizer, texts)
+        count = rows or max(1, len(tokens.tokens) // length)
         input_ids, document_ids = Mixture(
-            {category: tokens}, {category: 1}, length, rows, seed
+            {category: tokens}, {category: 1}, length, count, seed
         ).batch(0)
         size = sum(len(d.text.encode()) for d in texts)
         sets[category] = HeldOut(input_ids, document_ids, size / (len(tokens.tokens) - len(texts)))

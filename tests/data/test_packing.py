@@ -36,6 +36,16 @@ def test_encode_opens_each_document_with_bos():
         encode(tokenizer, [])
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_first_documents_are_the_stream_up_to_there(count):
+    documents = stream([4, 1, 5])
+    first = documents.first(count)
+    assert len(first) == count
+    assert first.tokens.tolist() == documents.tokens[: [0, 4, 5, 10][count]].tolist()
+    for i in range(count):
+        assert first.document(i).tolist() == documents.document(i).tolist()
+
+
 def test_text_that_spells_a_control_token_does_not_produce_it():
     vocabulary = {"[PAD]": 0, "[BOS]": 1, "<": 2, "user": 3, ">": 4, "<user>": 5}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))

@@ -49,11 +49,17 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def sets():
-    """Two held-out rows of "en" and of "code", in a vocabulary of five words."""
+def vocabulary():
+    """A tokenizer of five words."""
     words = {w: i for i, w in enumerate(["[PAD]", "[BOS]", "aa", "b", "c"])}
     vocabulary = Tokenizer(models.WordLevel(words, unk_token="c"))
     vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    return vocabulary
+
+
+@pytest.fixture(scope="module")
+def sets(vocabulary):
+    """Two held-out rows of "en" and of "code"."""
     documents = {
         "en": [Document("aa b aa b", "test", "en", "en", "1")],
         "code": [Document("c c c", "test", "en", "code", "2")],

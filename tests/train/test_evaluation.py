@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kexa.data import Document
 from kexa.data.choices import Question
 from kexa.model.likelihood import choose
 from kexa.record import CannotWrite
@@ -14,6 +15,7 @@ from kexa.train.evaluation import (
     bits_per_byte,
     chance,
     evaluate,
+    held_out,
     load_evaluation,
     pooled,
     save_evaluation,
@@ -38,6 +40,14 @@ def test_held_out_targets_stay_inside_documents(sets):
     assert sets["en"].targets.tolist() == [2, 3, 2, 3] * 4
     assert sets["en"].bytes_per_token == 9 / 4
     assert sets["code"].bytes_per_token == 5 / 3
+
+
+@pytest.mark.parametrize(("length", "rows"), [(2, 5), (3, 3), (5, 2), (10, 1), (99, 1)])
+def test_held_out_without_a_number_is_every_row_that_the_text_fills(vocabulary, length, rows):
+    text = [Document("aa b aa b", "test", "en", "en", str(i)) for i in range(2)]  # 10 tokens
+    found = held_out(vocabulary, {"en": text}, length, None, seed=0)["en"]
+    assert found.input_ids.shape == (rows, length)
+    assert found.input_ids.flatten().tolist() == ([1, 2, 3, 2, 3] * 20)[: rows * length]
 
 
 def test_pooled_weighs_by_targets(sets):
