@@ -15,6 +15,7 @@ starting over is for a person to decide.
 
 ``identity`` is a short text of the caller's that says which run this is (a hash of config, seed
 and inputs). A checkpoint of another identity is refused: resuming it would silently mix two runs.
+:func:`branch` is the way to begin one run where another was.
 
 With several processes every function here is called by all of them, on one file system. Tensors
 that are DTensors are saved as shards and read back as the shards of whatever mesh they meet, so a
@@ -184,7 +185,7 @@ def _save(
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the checkpoint that is written has to stay")
     directory = Path(directory)
-    path = directory / f"step-{step:08d}"
+    path = _path(directory, step)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with _together(group):
@@ -292,6 +293,38 @@ def resume(
     return state
 
 
+def branch(
+    source: Path,
+    step: int,
+    of: str,
+    directory: Path,
+    identity: str,
+    like: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Let another run begin where one was after ``step`` steps: its state and the history up to it.
+
+    ``source`` stays as it is. Nothing happens where ``directory`` holds checkpoints already.
+
+    Args:
+        source, step, of: the directory of the run that is left, which of its checkpoints, and the
+            identity it was saved under.
+        directory, identity: of the run that begins.
+        like: as in :func:`load`.
+
+    Raises:
+        CheckpointError: as :func:`load` and :func:`read_history`.
+        kexa.record.CannotWrite: as :func:`save`; the next call begins again.
+    """
+    if list_checkpoints(directory):
+        return
+    state = load(_path(source, step), of, like)
+    lines = _history(source, step)
+    with _together():
+        if rank() == 0:
+            write_atomic(Path(directory) / "history.jsonl", "".join(lines))
+    save(directory, step, identity, state)
+
+
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, as the rest of a sentence that begins with its name.
 
@@ -346,17 +379,9 @@ def read_history(directory: Path, step: int) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: fewer whole records than ``step``, or a line that is damaged.
     """
-    path = Path(directory) / "history.jsonl"
-    lines = (
-        path.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if path.is_file() else []
-    )
-    if len(lines) < step or not all(line.endswith("\n") for line in lines):
-        raise CheckpointError(
-            f"history.jsonl holds {len(lines)} of the {step} steps before the checkpoint; "
-            "empty the checkpoint directory to start from the beginning"
-        )
+    lines = _history(directory, step)
     if rank() == 0:
-        write_atomic(path, "".join(lines))
+        write_atomic(Path(directory) / "history.jsonl", "".join(lines))
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -378,6 +403,20 @@ def append_history(directory: Path, records: list[dict[str, Any]]) -> None:
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
                 _sync(file)
+
+
+def _history(directory: Path, step: int) -> list[str]:
+    """The first ``step`` lines of a history, as they are in the file."""
+    path = Path(directory) / "history.jsonl"
+    lines = (
+        path.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if path.is_file() else []
+    )
+    if len(lines) < step or not all(line.endswith("\n") for line in lines):
+        raise CheckpointError(
+            f"history.jsonl holds {len(lines)} of the {step} steps before the checkpoint; "
+            "empty the checkpoint directory to start from the beginning"
+        )
+    return lines
 
 
 def _everyone(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -559,6 +598,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _path(directory: Path, step: int) -> Path:
+    return Path(directory) / f"step-{step:08d}"
 
 
 def _step_of(path: Path) -> int:

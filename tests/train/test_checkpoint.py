@@ -1,5 +1,6 @@
 """Checkpoints: what goes in comes out, whatever is not whole is refused, shards meet any mesh."""
 
+import errno
 import math
 import os
 import random
@@ -20,6 +21,8 @@ from kexa.train import Interrupted, build_optimizers, checkpoint, fit
 from kexa.train.checkpoint import (
     Background,
     CheckpointError,
+    append_history,
+    branch,
     list_checkpoints,
     load,
     read_history,
@@ -233,6 +236,49 @@ def test_what_a_kill_left_behind_is_removed(tmp_path):
     (tmp_path / ".history.jsonl.123.tmp").write_text("{")
     assert_same(resume(tmp_path, "run"), state())
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_branch_begins_with_state_and_history_and_leaves_its_source(tmp_path):
+    source, directory = tmp_path / "source", tmp_path / "branch"
+    save(source, 2, "plan", state())
+    append_history(source, [{"step": i} for i in range(4)])
+    before = (source / "history.jsonl").read_bytes()
+    branch(source, 2, "plan", directory, "branch")
+    assert_same(resume(directory, "branch"), state())
+    assert read_history(directory, 2) == [{"step": 0}, {"step": 1}]
+    assert names(source) == ["step-00000002"]
+    assert (source / "history.jsonl").read_bytes() == before
+    save(directory, 3, "branch", state(1))
+    branch(source, 2, "plan", directory, "branch")  # a second time: the branch goes on
+    assert_same(resume(directory, "branch"), state(1))
+
+
+def test_a_branch_off_another_run_or_a_damaged_checkpoint_is_refused(tmp_path):
+    source, directory = tmp_path / "source", tmp_path / "branch"
+    save(source, 2, "plan", state())
+    append_history(source, [{"step": 0}, {"step": 1}])
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        branch(source, 2, "another", directory, "branch")
+    with pytest.raises(CheckpointError, match="step-00000001 is not a whole checkpoint"):
+        branch(source, 1, "plan", directory, "branch")
+    assert not directory.exists()
+
+
+def test_a_branch_whose_disk_is_full_begins_at_the_next_call(tmp_path, monkeypatch):
+    source, directory = tmp_path / "source", tmp_path / "branch"
+    save(source, 2, "plan", state())
+    append_history(source, [{"step": 0}, {"step": 1}])
+    with monkeypatch.context() as full:
+        full.setattr("kexa.train.checkpoint._publish", no_space)
+        with pytest.raises(CannotWrite, match="cannot write checkpoint step-00000002"):
+            branch(source, 2, "plan", directory, "branch")
+    assert names(directory) == []
+    branch(source, 2, "plan", directory, "branch")
+    assert_same(resume(directory, "branch"), state())
+
+
+def no_space(*_) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_history_with_a_broken_line_is_refused(tmp_path):
