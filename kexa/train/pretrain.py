@@ -18,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +34,12 @@ from kexa.data.synthesis import facts
 from kexa.dist import ALONE, Layout, batch_loss, place, shard
 from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
-from kexa.train.checkpoint import identity
+from kexa.train.checkpoint import branch, identity
 from kexa.train.evaluation import Evaluation, evaluate, held_out
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
 from kexa.train.optim import build_optimizers
-from kexa.train.schedule import wsd
+from kexa.train.schedule import branched, wsd
 
 
 def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
@@ -208,6 +209,10 @@ class Pretraining:
     ``numerics`` of the matrix products, see :mod:`kexa.train.fp8`; ``tokens`` and ``categories``
     are the directory of :func:`training_streams` and its streams in order; ``checkpoints`` is a
     directory of this run alone; without an ``evaluation`` nothing is evaluated.
+
+    With a ``decay_stage`` it is a branch: it leaves the run without one, whose checkpoints these
+    are, where that stage begins, decays over the stage and ends with it. Its own checkpoints are in
+    ``decay-STAGE`` there.
     """
 
     numerics: str
@@ -218,6 +223,7 @@ class Pretraining:
     categories: tuple[str, ...]
     checkpoints: Path
     evaluation: Evaluation | None = None
+    decay_stage: str = ""
 
 
 def run_curriculum(
@@ -227,6 +233,11 @@ def run_curriculum(
 
     The checkpoint at the end of each stage but the last stays beside the last two. The last record
     of each stage has the figures of :func:`kexa.train.evaluation.evaluate`.
+
+    Raises:
+        ValueError: a ``decay_stage`` that begins where the learning rate is not stable.
+        CheckpointError: the run has not come as far as the stage; see :func:`kexa.train.fit` for
+            more.
     """
     model, optimizers, steps = start_curriculum(run, device)
     return model, optimizers, list(steps)
@@ -258,21 +269,53 @@ def start_curriculum(
         decay_share=config.decay_share,
     )
     kept = dataclasses.replace(config, accumulate=1, recompute=False, offload_optimizer=False)
+    parts = {"model": run.model, "pretrain": kept, "numerics": run.numerics, "seed": run.seed}
+    name, directory, last = identity(**parts), run.checkpoints, curriculum.steps
+    description = f"pretraining in {run.numerics}"
+    if stage := run.decay_stage:
+        schedule = branched_schedule(config, curriculum, stage)
+        start, last = curriculum.starts[stage], stage_ends(config)[stage]
+        plan, name = name, identity(**parts, decay_stage=stage)
+        directory = run.checkpoints / f"decay-{stage}"
+        branch(run.checkpoints, start, plan, directory, name, model.state_dict())
+        description += f", decay over {stage}"
     ends = set(stage_ends(config).values())
     look = functools.partial(evaluate, evaluation=run.evaluation) if run.evaluation else None
     steps = fit(
         model, optimizers, curriculum.batch,
         functools.partial(training_loss, config=config, layout=layout),
-        curriculum.steps, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
+        last, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         offload_optimizer=config.offload_optimizer,
-        checkpoint_dir=run.checkpoints, checkpoint_every=config.checkpoint_every,
+        checkpoint_dir=directory, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
         milestones=ends - {curriculum.steps},
         evaluate=look, evaluate_after=ends,
-        identity=identity(model=run.model, pretrain=kept, numerics=run.numerics, seed=run.seed),
-        description=f"pretraining in {run.numerics}",
+        identity=name, description=description,
     )  # fmt: skip
     return model, optimizers, steps
+
+
+def branched_schedule(
+    config: PretrainConfig, curriculum: Curriculum, stage: str
+) -> Callable[[int], float]:
+    """The curriculum's schedule up to ``stage``, then a decay that lasts as long as the stage.
+
+    Raises:
+        ValueError: an unknown stage, or one that begins where the curriculum warms up or decays.
+    """
+    if stage not in curriculum.starts:
+        raise ValueError(f"no stage {stage!r} to decay over: use {', '.join(curriculum.starts)}")
+    start, steps = curriculum.starts[stage], curriculum.steps
+    warmup = math.ceil(config.warmup_share * steps)
+    decay = steps - math.ceil(config.decay_share * steps)
+    if not warmup <= start <= decay:
+        raise ValueError(
+            f"stage {stage!r} begins at step {start}; a decay can branch off between {warmup} and "
+            f"{decay}, where the learning rate is stable"
+        )
+    return functools.partial(
+        branched, warmup=warmup, decay_from=start, decay=config.stage_steps[stage]
+    )
 
 
 def training_loss(

@@ -1,6 +1,9 @@
 """The curriculum as a function of the step, its run, and paired ablations."""
 
 import dataclasses
+import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +17,14 @@ from kexa.tokenizer import SPECIAL_TOKENS, bpe
 from kexa.tokenizer.vocabulary import WORDS
 from kexa.train import pretrain
 from kexa.train.ablation import busiest, run_variant, variants
-from kexa.train.checkpoint import list_checkpoints
+from kexa.train.checkpoint import CheckpointError, list_checkpoints
 from kexa.train.evaluation import Evaluation, evaluate
 from kexa.train.loop import Step
 from kexa.train.metrics import scalars
 from kexa.train.pretrain import (
     Curriculum,
     Pretraining,
+    branched_schedule,
     new_model,
     run_curriculum,
     stage_ends,
@@ -30,6 +34,7 @@ from kexa.train.pretrain import (
 )
 from tests.train.conftest import CONFIG
 
+CPU = torch.device("cpu")
 SMOKE = config.load("smoke")
 
 
@@ -123,18 +128,23 @@ def test_stages_are_evaluated_on_held_out_text_fresh_documents_and_probes():
         stage_evaluation(tokenizer, corpus, unknown, seed=0)
 
 
-def test_a_run_is_evaluated_where_a_stage_ends_and_read_back_with_it(tmp_path, sets, monkeypatch):
+@pytest.fixture
+def run(tmp_path, sets) -> Pretraining:
+    """A run of seven steps whose token files hold STREAMS."""
     for name, documents in STREAMS.items():
         folder = tmp_path / "tokens" / name
         folder.mkdir(parents=True)
         documents.tokens.tofile(folder / "tokens.bin")
         np.save(folder / "offsets.npy", documents.offsets)
     questions = [Question([1, 2], [[3], [4]], [1, 1], i % 2) for i in range(4)]
-    run = Pretraining(
+    return Pretraining(
         "fp32", CONFIG, PRETRAIN, 0, tmp_path / "tokens", tuple(STREAMS), tmp_path / "checkpoints",
         Evaluation(sets, {"recall": questions}),
     )  # fmt: skip
-    model, _, records = run_curriculum(run, torch.device("cpu"))
+
+
+def test_a_run_is_evaluated_where_a_stage_ends_and_read_back_with_it(run, monkeypatch):
+    model, _, records = run_curriculum(run, CPU)
     assert stage_ends(PRETRAIN) == {"foundation": 3, "domain": 5, "reasoning": 7}
     assert [r.step + 1 for r in records if r.evaluation] == [3, 5, 7]
     assert records[-1].evaluation == evaluate(model.eval(), run.evaluation)
@@ -143,7 +153,63 @@ def test_a_run_is_evaluated_where_a_stage_ends_and_read_back_with_it(tmp_path, s
     saved = {path.name for path in list_checkpoints(run.checkpoints)}
     assert saved >= {"step-00000003", "step-00000005", "step-00000007"}
     monkeypatch.setattr(pretrain, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
-    assert run_curriculum(run, torch.device("cpu"))[2] == records
+    assert run_curriculum(run, CPU)[2] == records
+
+
+def test_a_decay_branches_off_a_stage_and_leaves_the_whole_run_alone(run):
+    _, _, whole = run_curriculum(run, CPU)
+    before = {path.name for path in run.checkpoints.iterdir()}
+    _, _, branch = run_curriculum(dataclasses.replace(run, decay_stage="domain"), CPU)
+    assert branch[:3] == whole[:3] and len(branch) == 5
+    assert branch[3].losses == whole[3].losses  # the same weights and batch
+    peak = whole[2].learning_rate
+    rates = [peak * (1 - math.sqrt(k / 3)) for k in (1, 2)]
+    assert [r.learning_rate for r in branch[3:]] == pytest.approx(rates)
+    assert branch[4].losses != whole[4].losses
+    assert [r.step + 1 for r in branch if r.evaluation] == [3, 5]
+    assert {path.name for path in run.checkpoints.iterdir()} == before | {"decay-domain"}
+    assert run_curriculum(run, CPU)[2] == whole
+
+
+def test_a_branch_that_is_finished_or_was_killed_is_gone_on_with(run):
+    run_curriculum(run, CPU)
+    branched_off = dataclasses.replace(run, decay_stage="domain")
+    model, _, branch = run_curriculum(branched_off, CPU)
+    again, _, records = run_curriculum(branched_off, CPU)
+    shutil.rmtree(run.checkpoints / "decay-domain/step-00000005")  # as if killed before it
+    resumed, _, from_start = run_curriculum(branched_off, CPU)
+    assert records == from_start == branch
+    for p, q, r in zip(model.parameters(), again.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q) and torch.equal(p, r)
+
+
+def test_a_branch_off_a_run_that_is_not_there_is_refused(run):
+    with pytest.raises(CheckpointError, match="step-00000003 is not a whole checkpoint"):
+        run_curriculum(dataclasses.replace(run, decay_stage="domain"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("foundation", "begins at step 0; a decay can branch off between 1 and 4"),
+        ("reasoning", "begins at step 5; a decay can branch off between 1 and 4"),
+        ("domains", "no stage 'domains' to decay over: use foundation, domain, reasoning"),
+    ],
+)
+def test_a_branch_leaves_where_the_rate_is_stable(stage, message):
+    with pytest.raises(ValueError, match=message):
+        branched_schedule(PRETRAIN, Curriculum(STREAMS, PRETRAIN, seed=0), stage)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "h100", "full"])
+def test_in_every_profile_a_decay_can_branch_off_the_second_stage(profile):
+    """Notebook 04 lets one."""
+    pretrain = config.load(profile).pretrain
+    stage = list(pretrain.stage_steps)[1]
+    start, steps = pretrain.stage_steps["foundation"], sum(pretrain.stage_steps.values())
+    planned = SimpleNamespace(starts={"foundation": 0, stage: start}, steps=steps)
+    schedule = branched_schedule(pretrain, planned, stage)
+    assert schedule(start - 1) == 1 > schedule(start)
 
 
 def test_only_the_embedding_starts_at_deviation_one():
