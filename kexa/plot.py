@@ -7,10 +7,12 @@ computes a result.
 
     lines          curves over steps, tokens or length, with bands and horizontal reference lines
     bars           one value per name
+    dots           single values by name, beside an estimate and its interval
     grouped_bars   several series over the same groups
     heatmap        a matrix with its values written in
     histogram      distributions over one axis
     panels         a row of axes to pass as ``ax=`` when one finding needs two pictures
+    thinned        tick labels that leave each other room
 """
 
 from __future__ import annotations
@@ -127,6 +129,38 @@ def bars(
         return _finish(ax, title, "", ylabel, legend=False)
 
 
+def dots(
+    values: Mapping[str, Sequence[float]],
+    intervals: Mapping[str, tuple[float, float, float]],
+    title: str,
+    ylabel: str,
+    baseline: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Every value of a name as a dot, and right of them, where it has one, its interval.
+
+    Args:
+        intervals: ``intervals[name] = (estimate, low, high)``, as a
+            :class:`kexa.statistics.Interval`.
+        baseline: reference values by name, drawn across: ``{"no difference": 0}``.
+    """
+    with plt.rc_context(STYLE):
+        ax = _axes(ax)
+        for i, (name, each) in enumerate(values.items()):
+            ax.scatter([i] * len(each), each, s=22, color=_colour(i), alpha=0.8, linewidth=0)
+            if name in intervals:
+                estimate, *interval = intervals[name]
+                ax.errorbar(
+                    [i + 0.15], [estimate], yerr=_errors([estimate], [interval]), fmt="D",
+                    color=_colour(i), ecolor=INK, elinewidth=1.2, markersize=5, capsize=3,
+                )  # fmt: skip
+        _references(ax, baseline)
+        _names(ax, list(values))
+        ax.set_xlim(-0.5, len(values) - 0.4)
+        ax.grid(axis="y")
+        return _finish(ax, title, "", ylabel, legend=False)
+
+
 def grouped_bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],
@@ -170,14 +204,14 @@ def heatmap(
     vmax: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A matrix ``[len(yticks), len(xticks)]``; up to 200 cells carry their value."""
+    """A matrix ``[len(yticks), len(xticks)]``; up to 200 cells, 16 a row, carry their value."""
     matrix = np.asarray(matrix, dtype=np.float64)
     with plt.rc_context(STYLE):
         ax = _axes(ax)
         image = ax.imshow(matrix, cmap="cividis", vmin=vmin, vmax=vmax, aspect="auto")
         _names(ax, [str(t) for t in xticks])
         ax.set_yticks(range(len(yticks)), [str(t) for t in yticks])
-        if matrix.size <= 200:
+        if matrix.size <= 200 and matrix.shape[1] <= 16:
             for (row, column), value in np.ndenumerate(matrix):
                 if np.isfinite(value):
                     ink = "black" if image.norm(value) > 0.5 else "white"
@@ -211,6 +245,12 @@ def histogram(
         return _finish(ax, title, xlabel, ylabel, legend=len(series) > 1)
 
 
+def thinned(labels: Sequence[Any], most: int = 8) -> list[Any]:
+    """The labels with all but every n-th blank, so that at most ``most`` are left to read."""
+    every = -(-len(labels) // most)
+    return [label if i % every == 0 else "" for i, label in enumerate(labels)]
+
+
 def _axes(ax: Axes | None, width: float = 6.4) -> Axes:
     return ax or plt.subplots(figsize=(width, 3.8), layout="constrained")[1]
 
@@ -237,7 +277,8 @@ def _errors(heights: list[float], intervals: Intervals | None) -> np.ndarray | N
 
 
 def _names(ax: Axes, names: list[str]) -> None:
-    crowded = max(map(len, names)) * len(list(filter(None, names))) > 64
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    crowded = longest * len(list(filter(None, names))) > 64
     ax.set_xticks(
         range(len(names)), names, rotation=30 if crowded else 0, ha="right" if crowded else "center"
     )

@@ -2,6 +2,7 @@
 
     wilson           a share of successes (accuracy, acceptance, safe rate)
     mean_interval    the mean of independent values (rewards over prompts, losses over seeds)
+    mean_band        the same of every point of several curves
     paired_interval  the mean of after - before on the same items: what a before/after claim needs
 
 Wilson (1927): for a share p of n trials and the normal quantile z,
@@ -67,6 +68,18 @@ def mean_interval(x: Sequence[float] | np.ndarray, level: float = 0.95) -> Inter
     mean = float(x.mean())
     half = t_quantile(0.5 + level / 2, x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
     return Interval(mean, mean - half, mean + half)
+
+
+def mean_band(
+    curves: Sequence[Sequence[float]] | np.ndarray, level: float = 0.95
+) -> tuple[list[float], list[float], list[float]]:
+    """:func:`mean_interval` at every point of curves [S, P]: means, lower and upper ends, each P.
+
+    Raises:
+        ValueError: curves of different lengths, or what :func:`mean_interval` refuses.
+    """
+    points = [mean_interval(column, level) for column in zip(*curves, strict=True)]
+    return tuple(map(list, zip(*points, strict=True)))
 
 
 def paired_interval(

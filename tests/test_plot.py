@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from kexa import plot
 
@@ -16,6 +17,10 @@ FIGURES = {
     "bars": lambda: plot.bars(
         {"en": 1.0, "ko": 2.0}, "Finding", "bytes/token", intervals={"en": (0, 2), "ko": (1, 3)},
         baseline={"chance": 0.5},
+    ),
+    "dots": lambda: plot.dots(
+        {"a": [1, 2, 3], "b": [4, 6]}, {"a": (2, 1, 3.5)}, "Finding", "%",
+        baseline={"no difference": 0},
     ),
     "grouped_bars": lambda: plot.grouped_bars(
         ["en", "ko"], {"a": [1, 2], "b": [2, 3]}, "Finding", "bytes/token",
@@ -59,9 +64,37 @@ def test_bars_have_heights_and_intervals():
     plt.close("all")
 
 
+def test_dots_show_every_value_and_the_interval():
+    axes = FIGURES["dots"]()
+    errors = [c for c in axes.collections if isinstance(c, LineCollection)]
+    clouds = [c for c in axes.collections if not isinstance(c, LineCollection)]
+    assert [c.get_offsets()[:, 1].tolist() for c in clouds] == [[1, 2, 3], [4, 6]]
+    assert [c.get_segments()[0][:, 1].tolist() for c in errors] == [[1, 3.5]]
+    assert [text.get_text() for text in axes.texts] == ["no difference"]
+    plt.close("all")
+
+
+def test_names_of_two_lines_are_as_wide_as_the_longer_one():
+    def tilt(name):
+        axes = plot.bars({f"{name} {i}": i for i in range(3)}, "Finding", "nats")
+        return axes.get_xticklabels()[0].get_rotation()
+
+    assert tilt("against the mean\nof every seed") == 0
+    assert tilt("against the mean of every seed") == 30
+    plt.close("all")
+
+
+def test_thinned_labels_keep_their_places():
+    assert plot.thinned([0, 1, 2], most=3) == [0, 1, 2]
+    assert plot.thinned([0, 1, 2, 3], most=3) == [0, "", 2, ""]
+    assert len([label for label in plot.thinned(range(47)) if label != ""]) <= 8
+
+
 def test_heatmap_writes_the_values_it_has():
     axes = FIGURES["heatmap"]()
     assert [text.get_text() for text in axes.texts] == ["0", "0.5", "1"]
+    wide = plot.heatmap([[0.5] * 17], "Finding", "step", "layer", range(17), [0], "load")
+    assert not wide.texts  # they would overlap
     plt.close("all")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kexa.statistics import mean_interval, paired_interval, t_quantile, wilson
+from kexa.statistics import mean_band, mean_interval, paired_interval, t_quantile, wilson
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,12 @@ def test_paired_interval_is_the_interval_of_the_differences():
 def test_what_has_no_interval_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_band_is_an_interval_at_every_point():
+    curves = [[1.0, 5.0], [2.0, 5.0], [3.0, 8.0]]
+    mean, low, high = mean_band(curves)
+    for i, column in enumerate([[1, 2, 3], [5, 5, 8]]):
+        assert (mean[i], low[i], high[i]) == mean_interval(column)
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        mean_band([[1.0, 2.0], [1.0]])
