@@ -214,7 +214,7 @@ def _study(options: argparse.Namespace) -> int:
         kept = Path(options.text) if options.text else None
         text = study.kept_text(chosen, kept) if kept else study.read_text(chosen)
         lines = study.run(chosen, text, out, options.jobs)
-    for line in study.report(chosen, lines):
+    for line in study.report(chosen, study.evaluate(chosen, lines)):
         print(line)
     return 0
 

@@ -49,6 +49,7 @@ SPEAKING = (  # errors whose message is all a user needs: no traceback
     "StageFailed",
     "SynthesisError",
     "TrainingDiverged",
+    "Unfinished",
     "UnreadableReplies",
     "FileNotFoundError",
     "NotADirectoryError",

@@ -31,6 +31,7 @@ chosen: all of it; the report gives no comparisons of its optimizer or its numer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -65,6 +66,10 @@ from kexa.train.schedule import wsd
 FILE = ROOT / "configs" / "studies.toml"
 RESULTS = ROOT / "studies"
 CHECK_STEPS = 8  # of the longest schedule in a check; the others in proportion
+
+
+class Unfinished(ValueError):
+    """Too few runs for an interval; the message says which study, and what makes the others."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +411,7 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
         lines: of ``studies/NAME.jsonl``; those of other settings than the study's do not count.
 
     Raises:
-        ValueError: fewer than two seeds are finished, without diverging, with every variant.
+        Unfinished: fewer than two seeds are finished, without diverging, with every variant.
     """
     found = {_key(**line): line for line in lines}
     tuning = _tuning(study, lines)
@@ -423,7 +428,7 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
     diverged = {variant: lost for variant, lost in diverged.items() if lost}
     seeds = [seed for seed in seeds if not any(seed in lost for lost in diverged.values())]
     if len(seeds) < 2:
-        raise ValueError(
+        raise Unfinished(
             f"study {study.name!r} has {len(seeds)} seeds that every variant has finished: an "
             f"interval needs two; run `kexa study {study.name}`"
         )
@@ -449,6 +454,19 @@ def evaluate(study: Study, lines: Sequence[Mapping[str, Any]]) -> Outcome:
         if optimizer != study.variants[base].optimizer
     }
     return Outcome(seeds, losses, curves, gaps, reseed, tuning, tokens, diverged)
+
+
+def committed(name: str) -> tuple[Study, dict[str, Outcome]]:
+    """A study and what its lines in ``studies/`` say by device, where they suffice for an interval.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
+    study, outcomes = load(name), {}
+    for device, lines in by_device(read_lines(RESULTS / f"{name}.jsonl")).items():
+        with contextlib.suppress(Unfinished):
+            outcomes[device] = evaluate(study, lines)
+    return study, outcomes
 
 
 def _tokens(study: Study, losses: Mapping[str, list[float]], optimizer: str) -> Interval | None:
@@ -535,9 +553,8 @@ def _key(variant: str, seed: int, trial: Trial | Mapping[str, Any], **_: Any) ->
     return json.dumps([variant, seed, settings])
 
 
-def report(study: Study, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The outcome in words, for a terminal."""
-    outcome = evaluate(study, lines)
+def report(study: Study, outcome: Outcome) -> list[str]:
+    """The outcome in words."""
     base = next(iter(study.variants))
     spread = f"{len(outcome.seeds)} seeds, nats per held-out token"
     rows = [f"{study.question} {spread}"]

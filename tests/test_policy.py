@@ -37,7 +37,17 @@ LAYERS = (
     ("train", "dist", "interop", "parallel"),
     ("longctx", "post"),
     ("agents", "eval"),
-    ("__main__", "doctor", "notebook", "pairs", "pipeline", "plot", "report", "study"),
+    (
+        "__main__",
+        "doctor",
+        "notebook",
+        "pairs",
+        "pipeline",
+        "plot",
+        "report",
+        "study",
+        "study_figures",
+    ),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 

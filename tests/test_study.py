@@ -70,7 +70,7 @@ def test_every_study_runs_and_has_an_outcome(name, text, tmp_path):
     tokens, losses = outcome.curves[next(iter(study.variants))]
     assert tokens.tolist() == [4 * 4 * 32, 8 * 4 * 32] and losses.shape == (2, 2)
     assert all(len(tried) == len(study.rates) for tried in outcome.tuning.values())
-    assert len(studies.report(study, lines)) >= len(study.variants) + 2
+    assert len(studies.report(study, outcome)) >= len(study.variants) + 2
 
 
 def test_the_fp8_study_is_paired_and_has_enough_seeds_and_steps():
@@ -236,7 +236,7 @@ def test_a_seed_with_which_a_variant_diverged_is_counted_and_left_out():
     outcome = studies.evaluate(study, lines)
     assert outcome.seeds == [0, 2, 3] and outcome.diverged == {"bf16": [1]}
     assert outcome.gaps["fp8"].estimate == pytest.approx(0.02)
-    assert "  bf16 diverged with 1 more seeds, which do not count" in studies.report(study, lines)
+    assert "  bf16 diverged with 1 more seeds, which do not count" in studies.report(study, outcome)
 
 
 def test_an_unknown_study_is_named(capsys):
@@ -257,3 +257,21 @@ def test_committed_lines_belong_to_the_study(name):
     wanted = {f"tune {o} {r:g}" for o in ("adamw", "muon") for r in study.rates}
     assert {line["variant"] for line in lines} <= wanted | study.variants.keys()
     assert all("+changes" not in line["environment"]["commit"] for line in lines)
+
+
+def test_committed_results_by_device(text, tmp_path, monkeypatch):
+    study = short("fp8")
+    lines = studies.run(study, text, tmp_path)
+    for line in lines[:2]:  # one pair: too few for an interval
+        other = line | {"environment": line["environment"] | {"device": "A GPU"}}
+        studies.append_line(tmp_path / "fp8.jsonl", other)
+    monkeypatch.setattr(studies, "RESULTS", tmp_path)
+    monkeypatch.setattr(studies, "load", lambda name: study)
+    found, outcomes = studies.committed("fp8")
+    assert found == study and list(outcomes) == ["CPU"]
+    assert outcomes["CPU"].losses == studies.evaluate(study, lines).losses
+    assert studies.committed("muon")[1] == {}  # no such file
+
+
+def test_the_repository_holds_an_answer_on_fp8():
+    assert studies.committed("fp8")[1]
