@@ -30,10 +30,12 @@ out_dir: str = ""  # where runs are kept; empty: runs/<profile>
 
 # %%
 import dataclasses
+import math
 
 import torch
+from matplotlib.ticker import EngFormatter
 
-from kexa import notebook, plot, tokenizer
+from kexa import notebook, plot, study, study_figures, tokenizer
 from kexa.data import load_corpus
 from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
@@ -170,10 +172,41 @@ run.value("documents removed by cleaning", lost / looked_at, unit="share", note=
 streams = training_streams(vocabulary, corpus, config, seed, run.dir / "tokens")
 curriculum = Curriculum(streams, config, seed)
 batch_tokens = config.batch_size * config.sequence_length
-for stage in config.mixtures:
-    weights = stage_weights(config, stage, streams)
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.items())
-    print(f"{stage:<11} {config.stage_steps[stage] * batch_tokens:>12,} tokens: {shares}")
+tokens_of = {stage: n * batch_tokens for stage, n in config.stage_steps.items()}
+weights = {stage: stage_weights(config, stage, streams) for stage in tokens_of}
+read = {
+    name: sum(weights[stage].get(name, 0) * n for stage, n in tokens_of.items()) for name in streams
+}
+passes = {name: n / len(streams[name].tokens) for name, n in read.items()}
+
+# %%
+last = list(tokens_of)[-1]
+made = sum(weights[last].get(name, 0) for name in config.synthetic_documents)
+most = max(passes, key=passes.get)
+figure, axes = plot.panels(2, width=6.4, height=4.6)
+plot.heatmap(
+    [[100 * weights[stage].get(name, 0) for stage in tokens_of] for name in streams],
+    f"{made:.0%} of the {last} stage is synthetic",
+    "stage and its tokens",
+    "category",
+    [f"{stage}\n{EngFormatter(places=1, sep='')(n)}" for stage, n in tokens_of.items()],
+    list(streams),
+    "% of the stage's tokens",
+    ax=axes[0],
+)
+plot.grouped_bars(
+    list(streams),
+    {
+        "in the corpus": [len(stream.tokens) for stream in streams.values()],
+        "read in training": list(read.values()),
+    },
+    f"{most} is read most for its size: {passes[most]:.2f} passes",
+    "tokens",
+    ax=axes[1],
+)
+axes[1].yaxis.set_major_formatter(EngFormatter(sep=""))
+run.figure(figure, "mixture", caption="Mixture of each stage; tokens held and tokens read.")
+run.value("passes over the most read category", passes[most], unit="epochs", note=most)
 
 # %% [markdown]
 # Held out are whole documents of the natural categories, and freshly drawn synthetic ones. Short
@@ -394,6 +427,32 @@ run.check(
 )
 
 # %% [markdown]
+# One pair of runs cannot tell a small cost from chance. Studies make many: a micro-model trained
+# with `kexa study fp8` in FP8 and in BF16, paired by seed, and with `kexa study recipes` in other
+# FP8 recipes too, each run a committed line in `studies/`. The yardstick is what another seed does
+# to BF16 itself.
+
+
+# %%
+def show(name, draw):
+    """A study's outcome on every device that has made enough of its runs."""
+    chosen, outcomes = study.committed(name)
+    if not outcomes:
+        print(f"{chosen.question} Not answered yet: run `kexa study {name}`")
+    for device, outcome in outcomes.items():
+        print(f"{device}: " + "\n".join(study.report(chosen, outcome)))
+        seeds = f"{len(outcome.seeds)} seeds on {device}"
+        file = "-".join(["study", name, *device.lower().split()])
+        run.figure(draw(chosen, outcome), file, caption=f"Study {name}: {seeds}; 95% intervals.")
+        for variant, gap in outcome.gaps.items():
+            note = f"95% interval {gap.low:+.3%} to {gap.high:+.3%}, {seeds}"
+            run.value(f"study {name}, {device}: gap of {variant}", gap.estimate, note=note)
+
+
+for name in ("fp8", "recipes"):
+    show(name, study_figures.costs)
+
+# %% [markdown]
 # How large are the errors that training shrugs off? The format's bound for normal numbers is
 # $2^{-4}$ of the value; numbers more than about $2^{-15}$ below the largest of their tile have
 # fewer bits and lose more. Shown are the operands of one product in the middle of the network, on
@@ -432,48 +491,146 @@ ax.axvline(2**-4, color="0.3", linestyle="--", linewidth=1)
 run.figure(ax.figure, "fp8_error", caption="Relative error of E4M3 with blockwise scales.")
 
 # %% [markdown]
-# ## Schedule and experts over time
+# ## A decay branches off
+#
+# Warm-up, stable, decay: while the rate is stable no step depends on how long the run will be, so
+# a finished model can be had at any time. A branch takes the checkpoint where the second stage
+# begins, reads the same batches as the whole run, and decays over that stage alone. Against the
+# whole run at the same step it gains where the learning rate limits the loss, and not where, as
+# early in a short run, the number of steps does.
 
 # %%
-ax = plot.lines(
-    {"learning rate": (range(len(records)), [r.learning_rate for r in records])},
-    f"Warm-up, stable, decay: the peak is {config.learning_rate:g}",
+second = list(config.stage_steps)[1]
+_, _, branch = run_curriculum(dataclasses.replace(pretraining, decay_stage=second), run.device)
+start, end = curriculum.starts[second], len(branch)
+
+
+def bits(record):
+    """Bits per byte of held-out text after a step, mean over the natural categories."""
+    return sum(record.evaluation[f"bits per byte, {c}"] for c in natural) / len(natural)
+
+
+left, there, decayed, whole = map(
+    bits, (branch[start - 1], records[end - 1], branch[-1], records[-1])
+)
+
+# %%
+figure, axes = plot.panels(2, width=5.6)
+plot.lines(
+    {
+        "whole run": (range(len(records)), [r.learning_rate for r in records]),
+        "branch": (range(start, end), [r.learning_rate for r in branch[start:]]),
+    },
+    f"The branch ends after {end} of {len(records)} steps",
     "optimizer step",
     "learning rate",
+    ax=axes[0],
 )
-for start in curriculum.starts.values():
-    ax.axvline(start, color="0.7", linewidth=0.8)
-run.figure(ax.figure, "learning_rate", caption="The WSD schedule; grey lines are stage starts.")
+at = [n * batch_tokens for n in (start, end, len(records))]
+plot.lines(
+    {"whole run": (at, [left, there, whole]), "branch": (at[:2], [left, decayed])},
+    f"With equal tokens the branch is {abs(there - decayed):.3f} bits "
+    f"{'below' if decayed < there else 'above'}\nthe whole run, whose end is {decayed - whole:.3f} "
+    "below the branch's",
+    "tokens",
+    "held-out bits per byte, mean over categories",
+    ax=axes[1],
+)
+axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+for ax, scale in zip(axes, (1, batch_tokens), strict=True):
+    for beginning in curriculum.starts.values():
+        ax.axvline(beginning * scale, color="0.7", linewidth=0.8)
+run.figure(figure, "branch", caption="The WSD schedule and a branch; grey lines: stage starts.")
+run.value("bits per byte where the branch leaves", left, unit="bits/byte")
+run.value("bits per byte where the branch ends", decayed, unit="bits/byte")
+run.value("bits per byte of the whole run there", there, unit="bits/byte")
+run.check(
+    "the branch ends below the checkpoint that it left",
+    decayed < left,
+    f"{decayed:.3f} against {left:.3f} bits per byte",
+)
 
 # %% [markdown]
+# ## Experts over time
+#
 # Left alone, a router comes to favour a few experts. After every step the selection bias of an
 # expert with less than the mean load rises and that of the others falls, and a small
-# sequence-level loss pulls in the same direction. A load of 1 is a fair share.
+# sequence-level loss pulls in the same direction. A load of 1 is a fair share. Experts of
+# different layers have nothing in common but their number, so layers are shown apart: the first,
+# the middle and the last sparse one.
 
 # %%
 load = torch.tensor(
     [r.expert_load for r in records], dtype=torch.float32
 )  # [steps, layers, experts]
 load = load / load.mean(-1, keepdim=True)
+sparse = load.shape[1]
 bins = min(30, len(load))
-over_time = torch.stack([part.mean((0, 1)) for part in load.tensor_split(bins)]).T
-worst = load.amax(-1).mean(-1)
-first, last = worst[: len(worst) // 10].mean().item(), worst[-len(worst) // 10 :].mean().item()
-starts = [int(part[0]) for part in torch.arange(len(load)).tensor_split(bins)]
-labels = [start if i % 5 == 0 else "" for i, start in enumerate(starts)]
+begun = [int(part[0]) for part in torch.arange(len(load)).tensor_split(bins)]
+shown = sorted({0, sparse // 2, sparse - 1})
+figure, axes = plot.panels(len(shown), width=4.8)
+for ax, depth in zip(axes, shown, strict=True):
+    parts = load[:, depth].tensor_split(bins)
+    busiest = [part.amax(-1).mean().item() for part in (parts[0], parts[-1])]
+    plot.heatmap(
+        torch.stack([part.mean(0) for part in parts]).T,
+        f"Sparse layer {depth}: the busiest expert has\n"
+        f"{busiest[0]:.2f} times its share at first, {busiest[1]:.2f} at the end",
+        "optimizer step",
+        "expert",
+        xticks=plot.thinned(begun),
+        yticks=plot.thinned(range(load.shape[-1])),
+        unit="load (1 = fair share)",
+        vmin=0.0,
+        vmax=2.0,
+        ax=ax,
+    )
+run.figure(figure, "expert_load", caption="Expert load over training in three layers.")
+
+# %% [markdown]
+# Over all layers: imbalance is the maximum violation, the largest load over the mean load, less 1.
+
+# %%
+violations = torch.stack([part.mean(0) for part in (load.amax(-1) - 1).tensor_split(bins)], 1)
+depth, at = divmod(int(violations.argmax()), bins)
+last = violations[:, -1].mean().item()
 ax = plot.heatmap(
-    over_time,
-    f"A layer's busiest expert has {first:.2f} times its share at first, {last:.2f} at the end",
+    violations,
+    f"Maximum violation peaks at {violations.max():.2f} in layer {depth} near step {begun[at]}\n"
+    f"and ends at {last:.2f}, mean over layers",
     "optimizer step",
-    "expert",
-    xticks=labels,
-    yticks=range(over_time.shape[0]),
-    unit="load, mean over layers (1 = fair share)",
+    "sparse layer",
+    xticks=plot.thinned(begun),
+    yticks=plot.thinned(range(sparse)),
+    unit="maximum violation (0 = equal loads)",
     vmin=0.0,
-    vmax=2.0,
 )
-run.figure(ax.figure, "expert_load", caption="Expert load over training.")
-run.value("busiest expert at the end", last, unit="of its fair share")
+run.figure(ax.figure, "violation", caption="Imbalance of every layer over training.")
+run.value("maximum violation at the end", last, unit="max load / mean load - 1")
+
+# %% [markdown]
+# Equal loads alone do not say that experts are chosen: a router without a preference has them
+# too, and an entropy of $\log E$ nats. It is measured every `metrics_every` steps.
+
+# %%
+measured = [r for r in records if r.figures]
+if measured:
+    shares = [
+        [r.figures[f"router_entropy/{depth}"] / math.log(load.shape[-1]) for r in measured]
+        for depth in range(sparse)
+    ]
+    first, last = (sum(row[i] for row in shares) / sparse for i in (0, -1))
+    ax = plot.heatmap(
+        shares,
+        f"Router entropy is {first:.0%} of log E at first and {last:.0%} at the end",
+        "optimizer step",
+        "sparse layer",
+        xticks=plot.thinned([r.step for r in measured]),
+        yticks=plot.thinned(range(sparse)),
+        unit="router entropy / log E",
+    )
+    run.figure(ax.figure, "router_entropy", caption="Router entropy of every layer.")
+    run.value("router entropy at the end", last, unit="of log E")
 
 # %% [markdown]
 # ## What Muon does to an update
@@ -498,6 +655,16 @@ ax = plot.lines(
     logy=True,
 )
 run.figure(ax.figure, "singular_values", caption="Muon levels the spectrum of the update.")
+
+# %% [markdown]
+# Does it pay? `kexa study muon` gives AdamW and Muon the same grid of learning rates, takes the
+# best of each on a seed of its own, and then trains Muon with schedules of several lengths, so
+# that every final loss is one after the decay. `muon-small-batch` is the same with 512 tokens a
+# step, where a momentum holds more noise.
+
+# %%
+for name in ("muon", "muon-small-batch"):
+    show(name, study_figures.optimizers)
 
 # %% [markdown]
 # ## What changes at full scale
