@@ -58,12 +58,12 @@ from torch.distributed.tensor import DTensor
 
 from kexa.config import as_dict
 from kexa.record import CannotWrite, write_atomic, writing
+from kexa.train.nested import put_tensors, take_tensors, tensor_paths
 
 FORMAT = "kexa-checkpoint-2"
 MANIFEST = "manifest.json"
 VALUES = "values.pt"
 LEFT_OVER = re.compile(r"\.step-\d{8,}\.(partial|old)|\.history\.jsonl\.\d+\.tmp")
-TENSOR = "kexa:tensor"  # in values.pt: {TENSOR: key} stands for the tensor of that key
 
 # PyTorch's, where there is one process, as intended. Not ignored where it comes up: what changes
 # the filters for a while must not run in a thread.
@@ -107,7 +107,7 @@ def save(
             nothing of this one is left.
     """
     tensors: dict[str, Tensor] = {}
-    values = _take_tensors(state, "", tensors)
+    values = take_tensors(state, "", tensors)
     return _save(directory, step, identity, values, tensors, keep, milestones)
 
 
@@ -153,7 +153,7 @@ class Background:
         """
         self.wait()
         tensors: dict[str, Tensor] = {}
-        values = _take_tensors(state, "", tensors)
+        values = take_tensors(state, "", tensors)
         copies = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
         self._writing = self._thread.submit(
             _save, self._directory, step, self._identity, values, copies, self._keep,
@@ -181,7 +181,7 @@ def _save(
     milestones: Collection[int],
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """:func:`save` of what :func:`_take_tensors` returned, which ranks talk about in ``group``."""
+    """:func:`save` of what :func:`take_tensors` returned, which ranks talk about in ``group``."""
     if keep < 1:
         raise ValueError(f"keep={keep}: at least the checkpoint that is written has to stay")
     directory = Path(directory)
@@ -475,14 +475,14 @@ def _read(path: Path, identity: str, like: Mapping[str, Tensor]) -> dict[str, An
     values = torch.load(path / VALUES, weights_only=True)
     reader = dcp.FileSystemReader(path)
     stored = reader.read_metadata().state_dict_metadata
-    names = dict(_tensor_paths(values, ()))
+    names = dict(tensor_paths(values, ()))
     tensors = {
         key: _empty(entry.size, entry.properties.dtype, [like.get(n) for n in names[key]])
         for key, entry in stored.items()
     }
     with _plain_errors() as alone:
         dcp.load(tensors, storage_reader=reader, no_dist=alone)
-    return _put_tensors(values, tensors)
+    return put_tensors(values, tensors)
 
 
 def _empty(size: torch.Size, dtype: torch.dtype, models: list[Tensor | None]) -> Tensor:
@@ -490,41 +490,6 @@ def _empty(size: torch.Size, dtype: torch.dtype, models: list[Tensor | None]) ->
         if isinstance(model, DTensor) and model.shape == size:
             return torch.empty_like(model, dtype=dtype)
     return torch.empty(size, dtype=dtype)
-
-
-def _take_tensors(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` with a marker for each tensor, which goes to ``tensors``."""
-    if isinstance(value, Tensor):
-        tensors[key] = value.detach()
-        return {TENSOR: key}
-    if isinstance(value, Mapping):
-        return {k: _take_tensors(v, f"{key}/{k}", tensors) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_take_tensors(v, f"{key}/{i}", tensors) for i, v in enumerate(value))
-    return value
-
-
-def _put_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of :func:`_take_tensors`."""
-    if isinstance(value, dict):
-        if TENSOR in value:
-            return tensors[value[TENSOR]]
-        return {k: _put_tensors(v, tensors) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_put_tensors(v, tensors) for v in value)
-    return value
-
-
-def _tensor_paths(value: Any, path: tuple) -> Iterator[tuple[str, tuple]]:
-    """Key and path, the dict keys and list places around it, of every tensor in ``value``."""
-    if isinstance(value, dict) and TENSOR in value:
-        yield value[TENSOR], path
-    elif isinstance(value, dict):
-        for k, v in value.items():
-            yield from _tensor_paths(v, (*path, k))
-    elif isinstance(value, list | tuple):
-        for i, v in enumerate(value):
-            yield from _tensor_paths(v, (*path, i))
 
 
 def _manifest_text(content: dict[str, Any]) -> str:
