@@ -197,6 +197,8 @@ class PretrainConfig:
     balance_step: float  # reported: 1e-4 per optimizer step
     z_loss: float  # not reported; 0 is off
     numerics: str  # "fp8", "fp8-rowwise", "fp8-tensorwise", "bf16" or "fp32"
+    reference: str  # numerics of a second run from the same seed to compare with; "" for none
+    processes: int  # of this machine, over which notebook 04 spreads the run; on GPUs one each
     recompute: bool  # layers run again in the backward pass instead of keeping activations
     offload_optimizer: bool  # its states wait in host memory; for GPUs, changes no bit of training
     checkpoint_every: int  # optimizer steps

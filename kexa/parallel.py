@@ -14,8 +14,8 @@ other.
 A run that has no pair is spread over as many ranks (:mod:`kexa.dist`), each with its share of the
 threads, and read back likewise:
 
-    across(processes, train, arguments, runtime, seed)
-    one = train(*arguments)     # finished: nothing is repeated
+    across(processes, train, (run,), runtime, seed)
+    one = train(run, device)    # finished: nothing is repeated
 
 Measured on two cores, both busy with other work: two ranks of one thread take half of the time of
 one process with two threads.
@@ -52,8 +52,8 @@ def beside(
 
     Results are dropped: the function is one that leaves its work in files and finds it there.
     Inside, this process has half of ``config.threads`` and the other process the rest; leaving
-    waits for it. With one thread or on a GPU, which one process fills, nothing happens here and
-    the caller's own later call does the work.
+    waits for it. Without calls, with one thread, or on a GPU, which one process fills, nothing
+    happens here and the caller's own later calls do the work.
 
     Args:
         function, calls: picklable; the function stands in a module.
@@ -64,7 +64,7 @@ def beside(
         Exception: what ``function`` raised there, with that traceback as a note.
     """
     half = config.threads // 2
-    if not half or runtime.device_of(config).type == "cuda":
+    if not half or not calls or runtime.device_of(config).type == "cuda":
         yield
         return
     shared = dataclasses.replace(config, threads=half)
@@ -86,7 +86,7 @@ def beside(
 def across(
     processes: int, function: Callable, arguments: tuple, config: RuntimeConfig, seed: int
 ) -> None:
-    """Call ``function(*arguments, layout)`` on every rank of a mesh of processes of this machine.
+    """``function(*arguments, device, layout)`` on each rank of a mesh of this machine's processes.
 
     Results are dropped, as in :func:`beside`. With one process nothing happens here and the
     caller's own later call does the work.
@@ -190,7 +190,7 @@ def _calls(function: Callable, calls: list[tuple], config: RuntimeConfig, seed: 
 def _as_rank(function: Callable, arguments: tuple, config: RuntimeConfig, seed: int) -> None:
     device = dist.local_device(runtime.setup(config, seed).device)
     layout = dist.join(dist.processes(), 1, device)
-    function(*arguments, layout)
+    function(*arguments, device, layout)
     dist.leave()
 
 

@@ -41,7 +41,7 @@ from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
 from kexa.eval.baselines import first_documents, measure
 from kexa.interop import save_hf
-from kexa.parallel import beside
+from kexa.parallel import across, beside
 from kexa.statistics import wilson
 from kexa.train import grouping, orthogonalize, set_numerics
 from kexa.train.evaluation import (
@@ -224,12 +224,13 @@ run.value("unigram entropy", entropy, unit="nats/token")
 print(f"unigram entropy of the held-out text: {entropy:.3f} nats/token")
 
 # %% [markdown]
-# ## Two runs that differ in numerics alone
+# ## The run, and a second one that differs in numerics alone
 #
-# Same initial weights, same batches, same schedule; `run_curriculum` is a new model, its optimizers
-# and `fit`, which gives one record per optimizer step. Killed, a run resumes from its last
-# checkpoint with the same bits and gives the records of the steps it need not repeat. On CPU cores
-# the two run side by side, each on half of the threads.
+# `run_curriculum` is a new model, its optimizers and `fit`, which gives one record per optimizer
+# step. Killed, a run resumes from its last checkpoint with the same bits and gives the records of
+# the steps it need not repeat. The reference has the same initial weights, batches and schedule;
+# on CPU cores the two run side by side, each on half of the threads. A profile without a reference
+# can spread its run over several processes instead: the ranks of `torchrun -m kexa.train`.
 
 # %%
 checkpoints = run.dir / "checkpoints"
@@ -237,13 +238,17 @@ pretraining = Pretraining(
     config.numerics, run.config.model, config, seed, run.dir / "tokens", tuple(streams),
     checkpoints / config.numerics, evaluation,
 )  # fmt: skip
-in_bf16 = dataclasses.replace(
-    pretraining, numerics="bf16", checkpoints=checkpoints / "bf16", evaluation=None
+in_reference = dataclasses.replace(
+    pretraining, numerics=config.reference, checkpoints=checkpoints / "reference", evaluation=None
 )
-with beside(run_curriculum, [(in_bf16, run.device)], run.config.runtime, seed):
+beside_it = [(in_reference, run.device)] if config.reference else []
+across(config.processes, run_curriculum, (pretraining,), run.config.runtime, seed)
+with beside(run_curriculum, beside_it, run.config.runtime, seed):
     model, optimizers, records = run_curriculum(pretraining, run.device)
-reference, _, reference_records = run_curriculum(in_bf16, run.device)  # finished: read back
-for numerics, recorded in {config.numerics: records, "bf16": reference_records}.items():
+histories = {config.numerics: records}
+if config.reference:
+    reference, _, histories[config.reference] = run_curriculum(in_reference, run.device)
+for numerics, recorded in histories.items():
     for record in recorded:
         run.log(f"train {numerics}", record.step, **scalars(record))
 skipped = sum(r.skipped for r in records)
@@ -261,8 +266,8 @@ print(f"{len(records)} steps, {records[-1].tokens:,} tokens, {skipped} skipped b
 # they see documents whole and learn from one for the next, where the others see a row.
 
 # %%
-losses, reference_losses = validate(model, natural), validate(reference, natural)
-validation, reference_validation = pooled(losses, natural), pooled(reference_losses, natural)
+losses = validate(model, natural)
+validation = pooled(losses, natural)
 
 # %%
 compared = run.config.baselines
@@ -390,8 +395,9 @@ run.figure(ax.figure, "probes", caption="Multiple-choice probes at each stage bo
 # %% [markdown]
 # ## FP8 against BF16
 #
-# Both curves (means of ten steps) see the same batch at the same step, so their difference is
-# numerics and nothing else. A jump where a stage starts is its mixture, not its learning.
+# With a reference, both curves (means of ten steps) see the same batch at the same step, so their
+# difference is numerics and nothing else. A jump where a stage starts is its mixture, not its
+# learning.
 
 
 # %%
@@ -401,13 +407,18 @@ def smooth(values, window=10):
 
 
 curves = {
-    name: smooth([r.losses["next_token"] for r in recorded])
-    for name, recorded in {"FP8": records, "BF16": reference_records}.items()
+    name.upper(): smooth([r.losses["next_token"] for r in recorded])
+    for name, recorded in histories.items()
 }
-gap = abs(validation / reference_validation - 1)
+if config.reference:
+    reference_validation = pooled(validate(reference, natural), natural)
+    gap = abs(validation / reference_validation - 1)
+    found = f"{' and '.join(curves)} end {gap:.2%} apart in validation loss"
+else:
+    found = f"Training in {config.numerics.upper()} ends at {validation:.2f} nats of held-out text"
 ax = plot.lines(
     {name: (range(len(curve)), curve) for name, curve in curves.items()},
-    f"FP8 and BF16 end {gap:.2%} apart in validation loss",
+    found,
     "optimizer step",
     "training loss, nats per token",
     hlines={"unigram entropy": entropy},
@@ -415,16 +426,17 @@ ax = plot.lines(
 for stage, start in curriculum.starts.items():
     ax.axvline(start, color="0.7", linewidth=0.8)
     ax.annotate(stage, (start, ax.get_ylim()[1]), xytext=(3, -10), textcoords="offset points")
-run.figure(ax.figure, "loss", caption="Training loss over the three stages, FP8 against BF16.")
+run.figure(ax.figure, "loss", caption=f"Training loss over the stages, {' and '.join(curves)}.")
 
 # %%
-run.value("validation loss in BF16", reference_validation, unit="nats/token")
-run.value("relative gap FP8 to BF16", gap, headline=True)
-run.check(
-    "FP8 and BF16 end within 1% of each other in validation loss",
-    gap <= 0.01,
-    f"{validation:.4f} and {reference_validation:.4f}: {gap:.2%}",
-)
+if config.reference:
+    run.value("validation loss of the reference", reference_validation, unit="nats/token")
+    run.value("relative gap to the reference", gap, headline=True)
+    run.check(
+        f"{' and '.join(curves)} end within 1% of each other in validation loss",
+        gap <= 0.01,
+        f"{validation:.4f} and {reference_validation:.4f}: {gap:.2%}",
+    )
 
 # %% [markdown]
 # One pair of runs cannot tell a small cost from chance. Studies make many: a micro-model trained
@@ -501,7 +513,9 @@ run.figure(ax.figure, "fp8_error", caption="Relative error of E4M3 with blockwis
 
 # %%
 second = list(config.stage_steps)[1]
-_, _, branch = run_curriculum(dataclasses.replace(pretraining, decay_stage=second), run.device)
+branching = dataclasses.replace(pretraining, decay_stage=second)
+across(config.processes, run_curriculum, (branching,), run.config.runtime, seed)
+_, _, branch = run_curriculum(branching, run.device)
 start, end = curriculum.starts[second], len(branch)
 
 

@@ -38,19 +38,19 @@ def wait_for_ever(path: Path) -> None:
     time.sleep(600)
 
 
-def sum_ranks(directory: Path, layout: Layout) -> None:
+def sum_ranks(directory: Path, device: torch.device, layout: Layout) -> None:
     total = torch.tensor(float(layout.rank + 1))
     torch.distributed.all_reduce(total)
-    (directory / str(layout.rank)).write_text(f"{total:g} {torch.get_num_threads()}")
+    (directory / str(layout.rank)).write_text(f"{total:g} {torch.get_num_threads()} {device}")
 
 
-def refuse_on_one(layout: Layout) -> None:
+def refuse_on_one(device: torch.device, layout: Layout) -> None:
     if layout.rank == 1:
         raise ConfigError("a bad key")
     torch.distributed.barrier()
 
 
-def die_on_one(layout: Layout) -> None:
+def die_on_one(device: torch.device, layout: Layout) -> None:
     if layout.rank == 1:
         die()
     torch.distributed.barrier()
@@ -76,6 +76,12 @@ def test_one_thread_leaves_the_work_to_the_caller(tmp_path):
     with beside(note, [(tmp_path / "a",)], dataclasses.replace(TWO, threads=1), 0):
         pass
     assert not (tmp_path / "a").exists()
+
+
+def test_nothing_to_do_beside_leaves_all_threads_here():
+    torch.set_num_threads(2)
+    with beside(note, [], TWO, 0):
+        assert torch.get_num_threads() == 2 and not multiprocessing.active_children()
 
 
 def test_an_error_over_there_is_raised_here_with_its_traceback():
@@ -136,7 +142,8 @@ def test_it_ends_when_its_parent_is_killed(tmp_path):
 def test_ranks_meet_and_share_the_threads(tmp_path):
     before = dict(os.environ)
     across(2, sum_ranks, (tmp_path,), TWO, 0)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "3 1", "1": "3 1"}
+    told = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert told == {"0": "3 1 cpu", "1": "3 1 cpu"}
     assert os.environ == before
 
 

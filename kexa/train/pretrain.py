@@ -227,7 +227,7 @@ class Pretraining:
 
 
 def run_curriculum(
-    run: Pretraining, device: torch.device
+    run: Pretraining, device: torch.device, layout: Layout = ALONE
 ) -> tuple[KexaForCausalLM, list[torch.optim.Optimizer], list[Step]]:
     """The whole curriculum from a new model; what ``checkpoints`` holds of it is not repeated.
 
@@ -239,7 +239,7 @@ def run_curriculum(
         CheckpointError: the run has not come as far as the stage; see :func:`kexa.train.fit` for
             more.
     """
-    model, optimizers, steps = start_curriculum(run, device)
+    model, optimizers, steps = start_curriculum(run, device, layout)
     return model, optimizers, list(steps)
 
 
@@ -249,8 +249,8 @@ def start_curriculum(
     """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
 
     The checkpoints' identity holds neither the layout nor how the config spreads a step over memory
-    and micro-batches (``accumulate``, ``recompute``, ``offload_optimizer``): a run may go on under
-    others, on fewer ranks with more micro-batches.
+    and micro-batches (``accumulate``, ``recompute``, ``offload_optimizer``, ``processes``): a run
+    may go on under others, on fewer ranks with more micro-batches.
     """
     config = run.config
     streams = {category: open_corpus(run.tokens / category) for category in run.categories}
@@ -268,7 +268,9 @@ def start_curriculum(
         warmup_share=config.warmup_share,
         decay_share=config.decay_share,
     )
-    kept = dataclasses.replace(config, accumulate=1, recompute=False, offload_optimizer=False)
+    kept = dataclasses.replace(
+        config, accumulate=1, recompute=False, offload_optimizer=False, processes=1, reference=""
+    )
     parts = {"model": run.model, "pretrain": kept, "numerics": run.numerics, "seed": run.seed}
     name, directory, last = identity(**parts), run.checkpoints, curriculum.steps
     description = f"pretraining in {run.numerics}"
