@@ -207,6 +207,9 @@ class PretrainConfig:
     probes: dict[str, int]  # questions of each kind of kexa.data.choices asked after each stage
 
 
+RIVALS = ("gzip", "xz", "xz after its own text", "n-gram")  # of :mod:`kexa.eval.baselines`
+
+
 @dataclass(frozen=True)
 class BaselinesConfig:
     """What the pretrained model is compared with on held-out text."""
@@ -214,7 +217,12 @@ class BaselinesConfig:
     order: int  # tokens of the longest n-gram
     train_bytes: int  # UTF-8 bytes per category that a baseline reads, in whole documents
     heldout_bytes: int  # UTF-8 bytes per category that all are compared on, in whole documents
-    beaten: int  # categories in which the model must beat every baseline; 0 checks nothing
+    beaten: tuple[str, ...]  # those of RIVALS that the model must beat in every category
+
+    def __post_init__(self):
+        for name in self.beaten:
+            if name not in RIVALS:
+                raise ConfigError(f"baselines.beaten names {name!r}; use {', '.join(RIVALS)}")
 
 
 @dataclass(frozen=True)
