@@ -13,6 +13,9 @@ runs the curriculum of ``[pretrain]`` and leaves in ``--out``
     model/          the trained model as a Hugging Face folder, with its tokenizer; rank 0 gathers
                     it whole in host memory
 
+With ``--decay STAGE`` a run that has come as far ends early: a branch with a decay of its own.
+Its results and model are in ``decay-STAGE/``.
+
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
 On SIGTERM the step in progress is finished and saved. torchrun passes the signal on, kills after 30
 seconds what still runs (``--shutdown-timeout`` where a step takes longer), and exits with 1 itself.
@@ -72,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="", metavar="DIR", help="default: runs/<profile>/pretrain")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
+        "--decay", default="", metavar="STAGE",
+        help="a branch: leave the run in DIR where STAGE begins and decay over that stage",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", default="", metavar="DIR",
         help="default: runs/<profile>/01_tokenizer/tokenizer",
     )  # fmt: skip
@@ -112,13 +119,14 @@ def _run(options: argparse.Namespace) -> None:
     with lock.hold(out, "pretrain") if main_rank else contextlib.nullcontext():
         categories = _tokens(config, options.seed, vocabulary, out, main_rank)
         layout = dist.join(fsdp, options.ep, device)
-        _train(config, options.seed, vocabulary, out, categories, device, layout)
+        _train(config, options.seed, options.decay, vocabulary, out, categories, device, layout)
         dist.leave()
 
 
 def _train(
     config: Config,
     seed: int,
+    decay: str,
     vocabulary: Path,
     out: Path,
     categories: list[str],
@@ -126,12 +134,14 @@ def _train(
     layout: dist.Layout,
 ) -> None:
     pretrain = config.pretrain
-    if layout.rank == 0 and (saved := list_checkpoints(out / "checkpoints")):
-        print(f"going on from {saved[-1].name}, or the one before it that is whole")
     run = Pretraining(
         pretrain.numerics, config.model, pretrain, seed, out / "tokens", tuple(categories),
-        out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION),
+        out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION), decay,
     )  # fmt: skip
+    if decay:
+        out = out / f"decay-{decay}"
+    if layout.rank == 0 and (saved := list_checkpoints(run.directory)):
+        print(f"going on from {saved[-1].name}, or the one before it that is whole")
     model, _, steps = start_curriculum(run, device, layout)
     record = Run("pretrain", config, seed, out) if layout.rank == 0 else None
     stages = {end: stage for stage, end in stage_ends(pretrain).items()}

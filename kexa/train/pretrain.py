@@ -225,6 +225,11 @@ class Pretraining:
     evaluation: Evaluation | None = None
     decay_stage: str = ""
 
+    @property
+    def directory(self) -> Path:
+        """Where this run or branch leaves its checkpoints."""
+        return self.checkpoints / (f"decay-{self.decay_stage}" if self.decay_stage else "")
+
 
 def run_curriculum(
     run: Pretraining, device: torch.device, layout: Layout = ALONE
@@ -272,14 +277,13 @@ def start_curriculum(
         config, accumulate=1, recompute=False, offload_optimizer=False, processes=1, reference=""
     )
     parts = {"model": run.model, "pretrain": kept, "numerics": run.numerics, "seed": run.seed}
-    name, directory, last = identity(**parts), run.checkpoints, curriculum.steps
+    name, last = identity(**parts), curriculum.steps
     description = f"pretraining in {run.numerics}"
     if stage := run.decay_stage:
         schedule = branched_schedule(config, curriculum, stage)
         start, last = curriculum.starts[stage], stage_ends(config)[stage]
         plan, name = name, identity(**parts, decay_stage=stage)
-        directory = run.checkpoints / f"decay-{stage}"
-        branch(run.checkpoints, start, plan, directory, name, model.state_dict())
+        branch(run.checkpoints, start, plan, run.directory, name, model.state_dict())
         description += f", decay over {stage}"
     ends = set(stage_ends(config).values())
     look = functools.partial(evaluate, evaluation=run.evaluation) if run.evaluation else None
@@ -288,7 +292,7 @@ def start_curriculum(
         functools.partial(training_loss, config=config, layout=layout),
         last, schedule, accumulate=config.accumulate, balance_step=config.balance_step,
         offload_optimizer=config.offload_optimizer,
-        checkpoint_dir=directory, checkpoint_every=config.checkpoint_every,
+        checkpoint_dir=run.directory, checkpoint_every=config.checkpoint_every,
         metrics_every=config.metrics_every,
         milestones=ends - {curriculum.steps},
         evaluate=look, evaluate_after=ends,

@@ -90,6 +90,23 @@ def test_a_lost_rank_is_told_from_a_fault_of_our_own(monkeypatch, capsys):
         main([])
 
 
+def test_a_branch_decays_early_and_leaves_its_own_results(tmp_path):
+    stages = "pretrain.stage_steps={foundation=10,domain=4,reasoning=10}"
+    arguments = [*prepare(tmp_path), "--set", stages]
+    assert printed([*arguments, "--decay", "domain"])[0] == 2  # nothing to leave yet
+    assert printed(arguments)[0] == 0
+    whole = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    code, text = printed([*arguments, "--decay", "domain"])
+    out = tmp_path / "out" / "decay-domain"
+    assert code == 0 and "domain ends after 14 steps" in text
+    rates = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    peak = max(line["learning_rate"] for line in rates)
+    assert len(rates) == 14 and rates[10]["learning_rate"] <= peak
+    assert rates[13]["learning_rate"] < 0.5 * peak
+    assert (out / "model" / "model.safetensors").read_bytes() != whole
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == whole
+
+
 def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     arguments = prepare(tmp_path)
     out = tmp_path / "out"
