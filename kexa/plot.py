@@ -264,7 +264,7 @@ def _references(ax: Axes, values: Mapping[str, float] | None) -> None:
         ax.axhline(value, color="#777777", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1.5)
         ax.annotate(
             name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-            textcoords="offset points", ha="right", fontsize=8, color=INK, zorder=5,
+            textcoords="offset points", ha="right", fontsize=8, color=INK, zorder=1.9,
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
         )  # fmt: skip
 
