@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import os
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import torch.multiprocessing
 from kexa import dist
 from kexa.config import ModelConfig, load
 from kexa.model import KexaForCausalLM
+from kexa.parallel import free_port
 from kexa.record import commit, write_atomic
 from kexa.train import build_optimizers, fit, wsd
 from kexa.train.pretrain import training_loss
@@ -121,11 +121,9 @@ def main() -> int:
     print(f"one process: next-token loss {first:.3f} -> {last:.3f} nats in {steps} steps")
     rows = {}
     for fsdp, ep in MESHES:
-        with tempfile.TemporaryDirectory() as directory, socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-            free.close()
-            torch.multiprocessing.spawn(_rank, (fsdp, ep, steps, port, directory), fsdp * ep)
+        with tempfile.TemporaryDirectory() as directory:
+            given = (fsdp, ep, steps, free_port(), directory)
+            torch.multiprocessing.spawn(_rank, given, fsdp * ep)
             runs = [json.loads(path.read_text()) for path in sorted(Path(directory).iterdir())]
         assert all(run == runs[0] for run in runs), "the ranks disagree with each other"
         row = rows[f"fsdp {fsdp} x ep {ep}"] = compare(runs[0], one)

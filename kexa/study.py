@@ -214,10 +214,10 @@ def kept_text(study: Study, path: Path) -> Text:
         ConfigError: the file holds the text of other settings.
     """
     profile = configs.load(study.profile)
-    trial = study.trial
+    trial, pretrain = study.trial, profile.pretrain
     settings = json.dumps([
         study.profile, configs.as_dict(profile.data), configs.as_dict(profile.tokenizer),
-        configs.as_dict(profile.pretrain)["mixtures"], trial.model.vocab_size,
+        pretrain.mixtures, pretrain.language_temperature, trial.model.vocab_size,
         trial.sequence_length, trial.validation_rows,
     ])  # fmt: skip
     if not path.is_file():

@@ -9,6 +9,7 @@ reported: nothing. chosen: whole layers, by ``torch.utils.checkpoint``; all of t
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from kexa.model.moe import SparseMoE
 
 
-class Recomputed(nn.Module):
+class Recomputed(nn.Module, abc.ABC):
     """A layer whose work is ``block``; with ``recompute`` its activations are not kept."""
 
     recompute = False
@@ -33,9 +34,9 @@ class Recomputed(nn.Module):
             )  # fmt: skip
         return self.block(x_BTD, context, cache)
 
+    @abc.abstractmethod
     def block(self, x_BTD: Tensor, context: Any, cache: Any) -> Tensor:
         """The layer."""
-        raise NotImplementedError
 
 
 def set_recompute(model: nn.Module, recompute: bool) -> None:

@@ -33,8 +33,9 @@ of the other two products.
 Chips with FP8 (:func:`kexa.runtime.has_fp8`) run "fp8" with the kernels of ``kexa.kernels.fp8``.
 Elsewhere FP8 is emulated, and so are the other two recipes everywhere (chosen: they are compared by
 their loss, not their speed): operands are rounded to the values of the very same codes and
-multiplied decoded. CPUs multiply in fp32; GPUs in BF16, which is exact for BF16 operands and rounds
-decoded FP8 ones by 2^-9, beside the format's 2^-4.
+multiplied decoded. CPUs multiply in fp32, but for the head's gradients, whose BF16 operands they
+take as they are; GPUs in BF16, which is exact for BF16 operands and rounds decoded FP8 ones by
+2^-9, beside the format's 2^-4.
 
 Legend: N tokens, D inputs, F outputs, E experts.
 """

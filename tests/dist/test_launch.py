@@ -17,12 +17,13 @@ import torch
 
 from kexa.config import ROOT, load
 from kexa.data.choices import Question
+from kexa.parallel import free_port
 from kexa.tokenizer import save, train_baseline
 from kexa.train import __main__ as command
 from kexa.train.__main__ import main, override, tokens_key
 from kexa.train.checkpoint import list_checkpoints
 from kexa.train.evaluation import Evaluation, HeldOut, save_evaluation
-from tests.dist.forked import free_port, run
+from tests.dist.forked import run
 from tests.tokenizer import conftest as words
 
 STEPS = 40

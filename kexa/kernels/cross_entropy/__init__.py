@@ -12,8 +12,9 @@ Logits are the widest tensor of a language model: 4096 tokens over 153,600 words
 and their log-softmax and gradient as much again. Here only a slice of them exists at a time.
 
 Numbers follow h's dtype: operands of all three products (h, w, dz) have it, sums are fp32 (fp64 for
-fp64), and so are logits, which no path stores. Rounding h and w before the call is therefore all
-that a numerics policy has to do.
+fp64), and so are logits, which no path stores. On a CPU with BF16 instructions dh, and each slice's
+part of dw, are rounded to BF16 before they are added or scaled. Rounding h and w before the call is
+therefore all that a numerics policy has to do.
 
 chosen: the sum, not a loss per token. With one number to weigh all rows by, a CPU forms the
 gradients beside the loss and never computes a logit twice. Where every token has a weight of its
