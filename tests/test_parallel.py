@@ -22,7 +22,7 @@ TWO = RuntimeConfig(threads=2, device="cpu", tensorboard=False)
 
 
 def note(path: Path) -> None:
-    path.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    path.write_text(f"{os.getpid()} {torch.get_num_threads()}\n")
 
 
 def refuse(text: str) -> None:
@@ -101,12 +101,20 @@ def test_a_killed_process_is_named():
         pass
 
 
+def wait_for_pid(path: Path) -> int:
+    """The process that :func:`wait_for_ever` runs in, once it has written its number whole."""
+    deadline = time.monotonic() + 60
+    while not path.exists() or not path.read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(path.read_text().split()[0])
+
+
 def test_an_error_here_ends_the_process_over_there(tmp_path):
     with pytest.raises(KeyError), beside(wait_for_ever, [(tmp_path / "pid",)], TWO, 0):
-        while not (tmp_path / "pid").exists():
-            time.sleep(0.05)
+        pid = wait_for_pid(tmp_path / "pid")
         raise KeyError
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text().split()[0]))
+    assert not psutil.pid_exists(pid)
 
 
 def test_it_ends_when_its_parent_is_killed(tmp_path):
@@ -128,11 +136,7 @@ def test_it_ends_when_its_parent_is_killed(tmp_path):
     parent = subprocess.Popen(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    child = psutil.Process(int((tmp_path / "pid").read_text().split()[0]))
+    child = psutil.Process(wait_for_pid(tmp_path / "pid"))
     parent.kill()
     parent.wait()
     psutil.wait_procs([child], timeout=10)

@@ -18,8 +18,10 @@ The guard skips an update whose loss or gradient norm is not finite, or whose no
 SIGTERM, as a scheduler sends it before it takes a machine away, is held back until the step in
 progress is finished and on disk, on all ranks; then it does what it does to the process otherwise:
 end a notebook's kernel, or let a training command exit with 0 (:func:`exit_on_sigterm`). A handler
-that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. Without a
-checkpoint directory there is nothing to save and nothing is held back.
+that returns meets :class:`Interrupted`: nobody takes half a run for a whole one. A run that ends
+with an error all the same, as on a full disk, raises it and leaves the signal: an exit with 0 would
+say that the steps are saved. Without a checkpoint directory there is nothing to save and nothing is
+held back.
 
 chosen: clipping at 1.0, the guard's numbers, equal weight for every micro-batch. reported: the
 balance bias moves by 1e-4 after each optimizer step.
@@ -437,7 +439,7 @@ class _Pace:
 
 
 class _Sigterm:
-    """Holds SIGTERM back while inside and passes it on at the end; main thread only."""
+    """Holds SIGTERM back while inside, passes it on if no error ends the run; main thread only."""
 
     def __init__(self, held: bool):
         self.received = False
@@ -448,10 +450,10 @@ class _Sigterm:
             self.previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_):
         if self.installed:
             signal.signal(signal.SIGTERM, self.previous)
-        if self.received:
+        if self.received and kind in (None, GeneratorExit, Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def interrupt(self, step: int, steps: int) -> None:

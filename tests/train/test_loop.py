@@ -341,13 +341,26 @@ def test_sigterm_reaches_whoever_walks_away_or_saves_nothing(tmp_path, sigterm, 
     assert sigterm == [1]
 
 
+def test_sigterm_does_not_hide_that_the_disk_is_full(tmp_path, sigterm, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    with pytest.raises(CannotWrite, match="No space left"):
+        for step in trainer_steps(tmp_path):
+            if step.step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert sigterm == []
+
+
 @pytest.mark.parametrize("command, code", [(True, 0), (False, -signal.SIGTERM)])
 def test_sigterm_ends_a_command_with_0_and_another_process_by_the_signal(tmp_path, command, code):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     process = context.Process(target=endless, args=(tmp_path, command))
     process.start()
-    while not (tmp_path / "history.jsonl").exists():
+    # once a line is there the run holds the signal back; the empty file is older than that
+    while not history_lines(tmp_path):
         assert process.exitcode is None
         time.sleep(0.02)
     process.terminate()
@@ -355,7 +368,12 @@ def test_sigterm_ends_a_command_with_0_and_another_process_by_the_signal(tmp_pat
     assert process.exitcode == code
     newest = list_checkpoints(tmp_path)[-1]
     assert not damage(newest)
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == steps_saved(tmp_path)[-1]
+    assert len(history_lines(tmp_path)) == steps_saved(tmp_path)[-1]
+
+
+def history_lines(directory):
+    path = directory / "history.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def endless(directory, command):
