@@ -156,6 +156,11 @@ def device_name(device: str) -> str:
     return f"CPU {platform.machine()} {os.cpu_count()} cores"
 
 
+def results_of(name: str) -> Path:
+    """Where the results of a device of this name lie."""
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name.lower())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Kernel benchmarks.")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -179,7 +184,7 @@ def main() -> int:
         print(table(results(device, some)))
         return 0
     found = results(device)
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    folder = results_of(found["device"])
     write_atomic(folder / "kernels.json", json.dumps(found, indent=1) + "\n")
     write_atomic(folder / "kernels.md", table(found))
     print(table(found))

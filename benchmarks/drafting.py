@@ -22,7 +22,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 import statistics
 import sys
 import time
@@ -33,7 +32,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.__main__ import RESULTS, device_name, spread
+from benchmarks.__main__ import device_name, results_of, spread
 from kexa import tokenizer
 from kexa.config import load
 from kexa.data import TokenizedDocuments, encode, load_corpus
@@ -317,7 +316,7 @@ def main() -> int:
             arguments.rounds,
         ),
     }
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    folder = results_of(found["device"])
     write_atomic(folder / "drafting.json", json.dumps(found, indent=1) + "\n")
     print(table(found))
     return 0 if found["checks_hold"] else 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from benchmarks.__main__ import RESULTS, device_name, spread
+from benchmarks.__main__ import device_name, results_of, spread
 from kexa import runtime
 from kexa.config import Config, load
 from kexa.data import Mixture, TokenizedDocuments
@@ -115,7 +114,7 @@ def main() -> int:
         "rounds": arguments.rounds,
         **measured,
     }
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    folder = results_of(found["device"])
     write_atomic(folder / f"loop-{arguments.profile}.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return 0

@@ -1,16 +1,19 @@
 """The planner's memory against the allocator: the peak of one training step, config by config.
 
-python -m benchmarks.memory
+python -m benchmarks.memory                     on the CPU
+python -m benchmarks.memory --device cuda       the planner's other column; not run on a GPU so far
 
     states       bytes of parameters, buffers, optimizer states and the batch before the step
     peak         states and the largest sum of live allocations during the step: forward, backward,
-                 both optimizers, as PyTorch's profiler records them; scratch space of the libraries
-                 beneath PyTorch is not among it, the interpreter is not either
+                 both optimizers; on the CPU as PyTorch's profiler records them, on a GPU as its
+                 allocator does. Scratch space of the libraries beneath PyTorch is not among it, the
+                 interpreter is not either
     predicted    :func:`kexa.train.memory.memory` for the same config
 
 The step measured is the second, when the optimizers have their states. Configs differ in depth,
-width, experts, vocabulary, rows, length, numerics, accumulation and recomputation. One process:
-what sharding adds is not measured here. Exits with 1 if a prediction is off by more than 10%.
+width, experts, vocabulary, rows, length, numerics, accumulation and recomputation; a GPU, whose
+allocator hands out multiples of 512 bytes, gets ``WIDER`` times the rows. One process: what
+sharding adds is not measured here. Exits with 1 if a prediction is off by more than 10%.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +29,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.__main__ import RESULTS, device_name
+from benchmarks.__main__ import device_name, results_of
 from kexa.config import ModelConfig
 from kexa.model import KexaForCausalLM, set_recompute
 from kexa.record import commit, write_atomic
@@ -47,6 +51,7 @@ BASE = ModelConfig(
     sliding_window=32,
 )
 TOLERANCE = 0.10
+WIDER = 16
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,16 @@ CASES = (
 
 
 def measured(what: Case) -> tuple[int, int]:
-    """Bytes of the states and of the peak of a step."""
+    """Bytes of the states and of the peak of a step, on the device of ``what.work``."""
     torch.manual_seed(0)
     config, work = what.config, what.work
-    model = KexaForCausalLM(config)
+    model = KexaForCausalLM(config).to(work.device)
     set_numerics(model, work.numerics)
     set_recompute(model, work.recompute)
     optimizers = build_optimizers(model, SimpleNamespace(learning_rate=1e-3, weight_decay=0.1))
     batch = (
-        torch.randint(config.vocab_size, (work.rows, work.length)),
-        torch.zeros(work.rows, work.length, dtype=torch.int64),
+        torch.randint(config.vocab_size, (work.rows, work.length), device=work.device),
+        torch.zeros(work.rows, work.length, dtype=torch.int64, device=work.device),
     )
 
     def step() -> None:
@@ -108,6 +113,11 @@ def measured(what: Case) -> tuple[int, int]:
     kept = [*model.parameters(), *model.buffers(), *batch]
     kept += [t for o in optimizers for s in o.state.values() for t in s.values() if t.dim()]
     states = sum(t.untyped_storage().nbytes() for t in kept)
+    return states, states + (_cuda_peak if work.kernels else _cpu_peak)(step)
+
+
+def _cpu_peak(step: Callable[[], None]) -> int:
+    """Most bytes that are live at once during a step, beyond those before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -115,7 +125,15 @@ def measured(what: Case) -> tuple[int, int]:
     for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
-    return states, states + peak
+    return peak
+
+
+def _cuda_peak(step: Callable[[], None]) -> int:
+    """The same of the GPU's allocator."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def compare(what: Case) -> dict[str, Any]:
@@ -141,21 +159,29 @@ def compare(what: Case) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure all cases and write ``results/memory.json``."""
+    """Measure all cases and write ``memory.json`` among the results of the device."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory", description=__doc__.splitlines()[0]
     )
-    parser.parse_args()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    device = parser.parse_args().device
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch sees no GPU here; use --device cpu")
     lines = []
     for what in CASES:
+        if device == "cuda":
+            what = replace(
+                what, work=replace(what.work, rows=WIDER * what.work.rows, device=device)
+            )
         line = compare(what)
         lines.append(line)
         print(
             f"{line['case']:<16} {line['peak_bytes'] / 1e6:8.1f} MB measured "
             f"{line['predicted_bytes'] / 1e6:8.1f} predicted {line['error']:+7.1%}  {line['at']}"
         )
-    found = {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit()}
-    write_atomic(RESULTS / "memory.json", json.dumps(found | {"cases": lines}, indent=1) + "\n")
+    found = {"device": device_name(device), "torch": torch.__version__, "commit": commit()}
+    file = results_of(found["device"]) / "memory.json"
+    write_atomic(file, json.dumps(found | {"cases": lines}, indent=1) + "\n")
     return int(any(abs(line["error"]) > TOLERANCE for line in lines))
 
 

@@ -24,7 +24,6 @@ import argparse
 import itertools
 import json
 import pickle
-import re
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
-from benchmarks.__main__ import RESULTS, device_name, spread
+from benchmarks.__main__ import device_name, results_of, spread
 from kexa.interop import load_hf, save_hf
 from kexa.model import Cache, KexaForCausalLM, ModelConfig, generate
 from kexa.model.moe import SparseMoE
@@ -424,7 +423,7 @@ def main() -> int:
             "commit": commit(),
             "rows": rows,
         }
-        folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+        folder = results_of(found["device"])
         write_atomic(folder / f"model-{arguments.what}.json", json.dumps(found, indent=1) + "\n")
     return 1 if any("red" in row for row in rows) else 0
 

@@ -36,7 +36,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
-from benchmarks.__main__ import RESULTS, device_name, spread
+from benchmarks.__main__ import RESULTS, device_name, results_of, spread
 from kexa.config import TokenizerConfig, load
 from kexa.data import load_corpus
 from kexa.data.packing import literal
@@ -292,7 +292,7 @@ def main() -> int:
             documents = [text for texts in held.values() for text in texts]
             rows = [_round_trip(tokenizer, arguments.strings, documents)]
     found = {"device": device_name("cpu"), "commit": commit(), "rows": rows}
-    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower())
+    folder = results_of(found["device"])
     if arguments.what == "gains":  # tokens are counted: no device changes them
         found, folder = {"profile": config.profile, "commit": commit(), "rows": rows}, RESULTS
     name = f"tokenizer-{arguments.what}.json"

@@ -224,7 +224,8 @@ def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ran
     """Bytes beside gradients and states while Muon steps through its largest group.
 
     The updates of the group, the results so far, and one batch of matrices [M, N], M <= N, of equal
-    size: its input, two products of that size and the result, or four [M, M]. A batch ends after
+    size: what the first step got, the input of this one, two products of that size and the result;
+    or the first two, the result and four [M, M]. A batch ends after
     ``BATCH`` numbers but never within a parameter. A GPU iterates in BF16. The Gram form holds
     less; dealt-out matrices, of which a rank has few, are taken as its rows.
     """
@@ -242,7 +243,7 @@ def _newton_schulz(trained: Parameters, work: Work, dense_ranks: int, expert_ran
     for (group, m, n), size in sizes.items():
         batch = min(size, BATCH + stacks[group, m, n])
         gram = batch * m / n
-        iteration = number * max(4 * batch + gram, 2 * batch + 4 * gram)
+        iteration = number * max(5 * batch + gram, 3 * batch + 4 * gram)
         results = number * (groups[group] - batch)
         most = max(most, FP32 * groups[group] + results + max(iteration, 2 * FP32 * batch))
     return most

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from kexa.config import ModelConfig
 from kexa.kernels.attention.banded import QUERY_CHUNK
-from kexa.kernels.cross_entropy.sliced import ROWS
+from kexa.kernels.cross_entropy import sliced
 
 FP32 = 4
 INDEX = 8  # int64
@@ -335,7 +335,10 @@ def _experts(c: ModelConfig, work: Work) -> list[Op]:
 
 
 def _loss(c: ModelConfig, work: Work) -> Op:
-    """The head's loss. A CPU forms the gradients beside the loss, a GPU the logits twice."""
+    """The head's loss. A CPU forms the gradients beside the loss, a GPU the logits twice.
+
+    A CPU that multiplies BF16 as it is adds what a slice gives dw in BF16, converted whole.
+    """
     N, D, V = work.tokens, c.hidden_size, c.vocab_size
     rows, table = N * D, V * D
     rounded = work.numerics != "fp32"
@@ -346,7 +349,10 @@ def _loss(c: ModelConfig, work: Work) -> Op:
         logits = work.operand * N * min(V, HEAD_CHUNK)
         return Op("loss", kept, FP32 * rows + parts, gradients + logits, table)
     kept = FP32 * (rows + table)
-    logits = FP32 * min(ROWS, N) * V
-    forward = FP32 * rows + logits + (logits / 2 + (FP32 + 2) * (rows + table) if rounded else 0)
+    logits = FP32 * min(sliced.ROWS, N) * V
+    forward = FP32 * rows + logits
+    if rounded:
+        added = (FP32 + 2) * table if sliced.has_bf16_products() else 0
+        forward += logits / 2 + (FP32 + 2) * (rows + table) + added
     backward = FP32 * (2 * rows + table) + (FP32 + 2) / 2 * table * rounded
     return Op("loss", kept, forward, backward, table)

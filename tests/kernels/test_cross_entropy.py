@@ -32,6 +32,18 @@ def test_pytorch_path_equals_the_reference(case, dtype, tolerance):
     checks.check_cross_entropy(op, plain, case, dtype, tolerance)
 
 
+@pytest.mark.parametrize("bf16_products", [True, False])
+def test_of_bf16_operands_only_what_is_rounded_differs(monkeypatch, bf16_products):
+    """Against fp64 on the same operands: the loss is fp32's, gradients lie within a BF16 step."""
+    monkeypatch.setattr(sliced, "has_bf16_products", lambda: bf16_products)
+    h, w, targets = checks.cross_entropy_inputs("ragged everywhere", torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in (h, w)]
+    out, want = (linear_cross_entropy(*xs, targets) for xs in ((h, w), exact))
+    torch.testing.assert_close(out.double(), want, rtol=1e-6, atol=0)
+    for got, true in zip(*map(torch.autograd.grad, (out, want), ((h, w), exact)), strict=True):
+        assert (got - true).norm() / true.norm() < 2**-8
+
+
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(0, 40), words=st.integers(1, 40), slice_rows=st.integers(1, 17))
 def test_any_slicing(rows, words, slice_rows):

@@ -9,6 +9,7 @@ from benchmarks.memory import BASE, CASES, TOLERANCE, compare
 from kexa import dist
 from kexa.__main__ import main
 from kexa.config import ConfigError, load
+from kexa.kernels.cross_entropy import sliced
 from kexa.model import KexaForCausalLM
 from kexa.train import build_optimizers, plan, set_numerics
 from kexa.train.memory import memory, parameters
@@ -21,10 +22,28 @@ FULL = load("full")
 
 @pytest.mark.parametrize("name", ["small", "many rows", "recomputed"])
 def test_prediction_is_within_a_tenth_of_the_allocator(name):
-    (case,) = [case for case in CASES if case.name == name]
-    line = compare(case)
+    line = compare(one_case(name))
     assert abs(line["error"]) <= TOLERANCE
     assert line["peak_bytes"] > 5 * line["states_bytes"]  # activations decide, not parameters
+
+
+@pytest.mark.parametrize("bf16_products", [True, False])
+def test_what_the_head_holds_is_predicted_within_a_hundredth(monkeypatch, bf16_products):
+    monkeypatch.setattr(sliced, "has_bf16_products", lambda: bf16_products)
+    line = compare(one_case("wide vocabulary"))
+    assert line["at"] == "head, loss, forward"
+    assert abs(line["error"]) <= 0.01
+
+
+def test_what_muon_holds_is_predicted_within_a_hundredth():
+    line = compare(one_case("few tokens"))
+    assert line["at"] == "Muon"
+    assert abs(line["error"]) <= 0.01
+
+
+def one_case(name):
+    (case,) = [case for case in CASES if case.name == name]
+    return case
 
 
 @pytest.mark.parametrize("numerics", ["fp32", "bf16", "fp8"])

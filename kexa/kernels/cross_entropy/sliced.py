@@ -29,8 +29,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, h_ND, w_VD, targets_N, z_loss, learns):
         wide = torch.float64 if h_ND.dtype == torch.float64 else torch.float32
         h, w = h_ND.to(wide), w_VD.to(wide)
-        low = h_ND.dtype if _multiplies(h_ND) else wide  # of the products that give gradients
-        h_low, w_low = h_ND.to(low), w_VD.to(low)
+        as_it_is = h_ND.dtype == torch.bfloat16 and not h_ND.is_cuda and has_bf16_products()
+        h_low, w_low = (h_ND, w_VD) if as_it_is else (h, w)  # of the products for the gradients
         needs_h, needs_w = (learns and needed for needed in ctx.needs_input_grad[:2])
         dh = torch.empty_like(h) if needs_h else None
         dw = torch.zeros_like(w) if needs_w else None
@@ -53,13 +53,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if z_loss:
                 z.mul_(1 + 2 * z_loss * lse)
             z.scatter_(1, target, z.gather(1, target) - 1)
-            dz = z.to(h_ND.dtype).to(low)  # the values of the products' operands
+            dz = z.to(h_ND.dtype)
+            if not as_it_is:
+                dz = z.copy_(dz)  # the rounded values, in the buffer
             if needs_h:
                 dh[rows] = dz @ w_low
-            if needs_w and low == wide:
-                dw.addmm_(dz.T, h_low[rows])
-            elif needs_w:
+            if needs_w and as_it_is:
                 dw += dz.T @ h_low[rows]
+            elif needs_w:
+                dw.addmm_(dz.T, h_low[rows])
         ctx.dtype = h_ND.dtype
         ctx.save_for_backward(dh, dw)
         ctx.mark_non_differentiable(penalty)
@@ -72,10 +74,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dh, dw, None, None, None
 
 
-def _multiplies(x: torch.Tensor) -> bool:
-    """Whether the device of x has instructions for products of BF16, if x is that."""
-    if x.dtype != torch.bfloat16 or x.is_cuda:
-        return False
+def has_bf16_products() -> bool:
+    """Whether this CPU has instructions for products of BF16."""
     can = torch.cpu.get_capabilities()
     return can.get("avx512_bf16", False) or can.get("amx_bf16", False)
 
