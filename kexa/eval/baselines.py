@@ -77,6 +77,20 @@ class NGram:
         Raises:
             ValueError: a token outside the vocabulary.
         """
+        return -np.log(self._read(input_ids, document_ids)[0])
+
+    def known(self, input_ids: ArrayLike, document_ids: ArrayLike) -> np.ndarray:
+        """How many tokens just before a target were met in this order and followed by something.
+
+        At most as many as the model looks at. Arguments and errors as for :meth:`losses`.
+
+        Returns:
+            int64 [N], from 0 to the longest order less 1.
+        """
+        return self._read(input_ids, document_ids)[1]
+
+    def _read(self, input_ids: ArrayLike, document_ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """The probability of every target, and what :meth:`known` says of it."""
         input_ids, document_ids = np.asarray(input_ids, np.int64), np.asarray(document_ids)
         starts = np.ones(input_ids.shape, dtype=bool)
         starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
@@ -84,11 +98,13 @@ class NGram:
         _require_known(tokens, self.vocab_size)
         contexts = np.zeros_like(tokens)
         probabilities = np.full(len(tokens), 1 / self.vocab_size)
+        known = np.full(len(tokens), -1)  # the empty context counts too
         for order in self.orders:
+            known += order.backoffs[contexts] < 1
             grams = order.find(contexts * self.vocab_size + tokens)
             probabilities = order.shares[grams] + order.backoffs[contexts] * probabilities
             contexts = _before(grams, starts, len(order.keys) - 1)
-        return -np.log(probabilities[~starts])
+        return probabilities[~starts], known[~starts]
 
 
 def train_ngram(documents: TokenizedDocuments, order: int, vocab_size: int) -> NGram:
@@ -179,21 +195,20 @@ def measure(
     streams: Mapping[str, TokenizedDocuments],
     heldout: Mapping[str, Sequence[Document]],
     rows: Mapping[str, HeldOut],
-    order: int,
-    vocab_size: int,
+    ngram: NGram,
 ) -> dict[str, dict[str, float]]:
     """Bits per byte of every baseline in every category of ``heldout``.
 
     Args:
         train, streams: what the baselines read, as text and in tokens.
         heldout, rows: what they are judged by, as text for compressors and in rows for n-grams.
-        order: of the n-gram models; one reads all categories, the others one each.
+        ngram: one that has read all streams; beside it, one as long reads each category alone.
     """
-    ngram = train_ngram(joined(streams.values()), order, vocab_size)
     found: dict[str, dict[str, float]] = {}
     for category, documents in heldout.items():
         texts, known = [d.text for d in documents], [d.text for d in train[category]]
-        own, row = train_ngram(streams[category], order, vocab_size), rows[category]
+        own = train_ngram(streams[category], len(ngram.orders), ngram.vocab_size)
+        row = rows[category]
 
         def bits(model: NGram, row: HeldOut = row) -> float:
             loss = float(model.losses(row.input_ids, row.document_ids).mean())

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -101,6 +102,28 @@ def validate(
             losses[category] += float(share.next_token)
     model.train(was_training)
     return losses
+
+
+@torch.no_grad()
+def target_losses(model: KexaForCausalLM, rows: HeldOut, batch_tokens: int = 2048) -> Tensor:
+    """Nats of every target, float32 [N] on the CPU, in the order of ``rows.targets``.
+
+    Args:
+        batch_tokens: about how many tokens are read in one pass; all their logits exist at once.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.lm_head.weight.device
+    size = max(1, batch_tokens // rows.input_ids.shape[1])
+    losses = []
+    for batch in zip(rows.input_ids.split(size), rows.document_ids.split(size), strict=True):
+        ids, documents = (part.to(device) for part in batch)
+        counted = documents[:, 1:] == documents[:, :-1]
+        hidden_ND = model.hidden_states(ids, documents)[:, :-1][counted]
+        logits_NV = model.lm_head(hidden_ND).float()
+        losses.append(F.cross_entropy(logits_NV, ids[:, 1:][counted], reduction="none").cpu())
+    model.train(was_training)
+    return torch.cat(losses)
 
 
 def pooled(losses: Mapping[str, float], sets: Mapping[str, HeldOut]) -> float:

@@ -146,6 +146,15 @@ def test_counts_by_hand():
     assert chances[3] == pytest.approx(after_2[3], rel=1e-12)
 
 
+def test_known_counts_the_tokens_before_that_were_met_and_followed():
+    text = [[1, 2, 3, 4, 5], [1, 6, 3, 4]]
+    rows = [[1, 2, 3, 4, 9, 3, 4, 5], [9, 2, 3, 4, 5, 4, 3, 6]]
+    documents = [[0] * 8, [0] * 6 + [1] * 2]
+    known = train_ngram(stream(text), 4, V).known(rows, documents)
+    # nothing ever followed "9" or "5"; a document's edge ends what is known
+    assert known.tolist() == [1, 2, 3, 3, 0, 1, 2, 0, 1, 2, 3, 0, 1]
+
+
 def test_rows_and_documents_end_a_context():
     model = train_ngram(stream(some_documents(0)), 5, V)
     one, two = [1, 2, 16, 8, 24, 2], [1, 2, 3, 9]
@@ -250,7 +259,8 @@ def test_measure_reads_own_and_all_text():
     ids = torch.tensor([[1, 2, 16, 8, 24, 2]])
     rows = {"de": HeldOut(ids, torch.zeros_like(ids), bytes_per_token=2.5)}
     heldout = {"de": texts["de"][:9]}
-    found = measure(texts, streams, heldout, rows, 3, V)
+    ngram = train_ngram(joined(streams.values()), 3, V)
+    found = measure(texts, streams, heldout, rows, ngram)
     for name, read in {
         "its own text": streams["de"],
         "all text": joined(streams.values()),

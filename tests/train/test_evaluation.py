@@ -19,6 +19,7 @@ from kexa.train.evaluation import (
     load_evaluation,
     pooled,
     save_evaluation,
+    target_losses,
     unigram_entropy,
     validate,
 )
@@ -72,6 +73,17 @@ def test_rows_read_in_several_passes_give_the_same_means(sets, model):
     whole = validate(model, sets)
     assert validate(model, sets, batch_tokens=10) == pytest.approx(whole, rel=1e-6)
     assert validate(model, sets, batch_tokens=1) == validate(model, sets, batch_tokens=10)
+
+
+def test_losses_of_single_targets_have_the_mean_of_the_whole(sets, model):
+    model.train()
+    for category, rows in sets.items():
+        losses = target_losses(model, rows, batch_tokens=10)
+        assert losses.shape == rows.targets.shape and losses.min() > 0
+        assert losses.std() > 0.01
+        assert losses.mean().item() == pytest.approx(validate(model, sets)[category], rel=1e-6)
+        torch.testing.assert_close(target_losses(model, rows), losses)
+    assert model.training
 
 
 def questions(model, answers):
