@@ -33,14 +33,13 @@ import dataclasses
 import math
 
 import torch
-from matplotlib.ticker import EngFormatter
 
-from kexa import notebook, plot, study, study_figures, tokenizer
+from kexa import notebook, plot, pretrain_figures, study, study_figures, tokenizer
 from kexa.config import RIVALS
 from kexa.data import load_corpus
 from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
-from kexa.eval.baselines import first_documents, measure
+from kexa.eval.baselines import first_documents, joined, measure, train_ngram
 from kexa.interop import save_hf
 from kexa.parallel import across, beside
 from kexa.statistics import wilson
@@ -50,6 +49,7 @@ from kexa.train.evaluation import (
     chance,
     held_out,
     pooled,
+    target_losses,
     unigram_entropy,
     validate,
 )
@@ -175,38 +175,12 @@ curriculum = Curriculum(streams, config, seed)
 batch_tokens = config.batch_size * config.sequence_length
 tokens_of = {stage: n * batch_tokens for stage, n in config.stage_steps.items()}
 weights = {stage: stage_weights(config, stage, streams) for stage in tokens_of}
-read = {
-    name: sum(weights[stage].get(name, 0) * n for stage, n in tokens_of.items()) for name in streams
-}
-passes = {name: n / len(streams[name].tokens) for name, n in read.items()}
-
-# %%
-last = list(tokens_of)[-1]
-made = sum(weights[last].get(name, 0) for name in config.synthetic_documents)
-most = max(passes, key=passes.get)
-figure, axes = plot.panels(2, width=6.4, height=4.6)
-plot.heatmap(
-    [[100 * weights[stage].get(name, 0) for stage in tokens_of] for name in streams],
-    f"{made:.0%} of the {last} stage is synthetic",
-    "stage and its tokens",
-    "category",
-    [f"{stage}\n{EngFormatter(places=1, sep='')(n)}" for stage, n in tokens_of.items()],
-    list(streams),
-    "% of the stage's tokens",
-    ax=axes[0],
-)
-plot.grouped_bars(
-    list(streams),
-    {
-        "in the corpus": [len(stream.tokens) for stream in streams.values()],
-        "read in training": list(read.values()),
-    },
-    f"{most} is read most for its size: {passes[most]:.2f} passes",
-    "tokens",
-    ax=axes[1],
-)
-axes[1].yaxis.set_major_formatter(EngFormatter(sep=""))
+held = {name: len(stream.tokens) for name, stream in streams.items()}
+figure = pretrain_figures.mixture(weights, tokens_of, held, list(config.synthetic_documents))
 run.figure(figure, "mixture", caption="Mixture of each stage; tokens held and tokens read.")
+read = pretrain_figures.tokens_read(weights, tokens_of)
+passes = {name: n / held[name] for name, n in read.items()}
+most = max(passes, key=passes.get)
 run.value("passes over the most read category", passes[most], unit="epochs", note=most)
 
 # %% [markdown]
@@ -272,13 +246,14 @@ validation = pooled(losses, natural)
 
 # %%
 compared = run.config.baselines
-read = {c: first_documents(texts, compared.train_bytes) for c, texts in corpus.train.items()}
-judged = {c: first_documents(texts, compared.heldout_bytes) for c, texts in corpus.heldout.items()}
-counted = {c: streams[c].first(len(texts)) for c, texts in read.items()}
-whole = held_out(vocabulary, judged, config.sequence_length, None, seed)
-bits = measure(read, counted, judged, whole, compared.order, run.config.model.vocab_size)
+texts = {c: first_documents(found, compared.train_bytes) for c, found in corpus.train.items()}
+judged = {c: first_documents(found, compared.heldout_bytes) for c, found in corpus.heldout.items()}
+counted = {c: streams[c].first(len(found)) for c, found in texts.items()}
+rows = held_out(vocabulary, judged, config.sequence_length, None, seed)
+ngram = train_ngram(joined(counted.values()), compared.order, run.config.model.vocab_size)
+bits = measure(texts, counted, judged, rows, ngram)
 bits["model"] = {
-    c: bits_per_byte(loss, whole[c].bytes_per_token) for c, loss in validate(model, whole).items()
+    c: bits_per_byte(loss, rows[c].bytes_per_token) for c, loss in validate(model, rows).items()
 }
 print(" " * 22 + "".join(f"{c:>7}" for c in judged))
 for name, by_category in bits.items():
@@ -313,6 +288,25 @@ for rival in compared.beaten:
         f"in {len(won[rival])} of {len(judged)}: {', '.join(won[rival]) or 'none'}",
     )
 
+# %% [markdown]
+# Where does each of them win? A long context that the n-gram model has met word for word it
+# answers from memory; one that it has never met it can only shorten. Targets are sorted here by how
+# many tokens just before them it knows, and the losses of both are compared target by target (the
+# intervals take targets for independent).
+
+# %%
+pairs = [(row, ngram.losses(row.input_ids, row.document_ids)) for row in rows.values()]
+known = torch.cat([torch.tensor(ngram.known(r.input_ids, r.document_ids)) for r, _ in pairs])
+by_ngram = torch.cat([torch.tensor(nats) for _, nats in pairs])
+by_model = torch.cat([target_losses(model, row) for row, _ in pairs])
+figure = pretrain_figures.contexts(by_ngram, by_model, known)
+caption = f"Losses of single targets by the tokens of context that the {compared.order}-gram knows."
+run.figure(figure, "contexts", caption=caption)
+for k in known.unique().tolist():
+    better = (by_model < by_ngram)[known == k].double()
+    name, note = f"targets predicted better by the model, {k} known tokens", f"of {len(better):,}"
+    run.value(name, better.mean().item(), unit="share", note=note)
+
 # %%
 margin = entropy - validation
 run.value("validation loss", validation, unit="nats/token", headline=True)
@@ -343,33 +337,25 @@ for category, loss in validate(model, skills).items():
 
 # %%
 boundaries = {stage: records[end - 1].evaluation for stage, end in stage_ends(config).items()}
-before, last = list(boundaries.values())[-2:]
 print(f"{'':28}" + "".join(f"{stage:>12}" for stage in boundaries))
-for name in last:
+for name in boundaries[list(boundaries)[-1]]:
     unit = "bits/byte" if name.startswith("bits per byte") else "share right"
     for stage, figures in boundaries.items():
         run.value(f"{name}, after {stage}", figures[name], unit=unit)
     print(f"{name:28}" + "".join(f"{figures[name]:12.3f}" for figures in boundaries.values()))
 
 # %%
-ratios = {c: last[f"bits per byte, {c}"] / before[f"bits per byte, {c}"] for c in evaluation.sets}
-gainer, lower = min(ratios, key=ratios.get), sum(ratio < 1 for ratio in ratios.values())
-floors = [
-    bits_per_byte(unigram_entropy(rows.targets), rows.bytes_per_token)
-    for rows in evaluation.sets.values()
-]
-ax = plot.grouped_bars(
-    list(evaluation.sets),
-    {"unigram entropy": floors}
-    | {
-        f"after {stage}": [figures[f"bits per byte, {c}"] for c in evaluation.sets]
+figure = pretrain_figures.boundaries(
+    {
+        stage: {c: figures[f"bits per byte, {c}"] for c in evaluation.sets}
         for stage, figures in boundaries.items()
     },
-    f"The last stage lowers bits per byte in {lower} of {len(ratios)} categories, "
-    f"most in {gainer}: by {1 - ratios[gainer]:.0%}",
-    "bits per byte, held-out",
+    {
+        c: bits_per_byte(unigram_entropy(r.targets), r.bytes_per_token)
+        for c, r in evaluation.sets.items()
+    },
 )
-run.figure(ax.figure, "boundaries", caption="Bits per byte by category at each stage boundary.")
+run.figure(figure, "boundaries", caption="Bits per byte by category at each stage boundary.")
 
 # %% [markdown]
 # The options of a question about recall, a sum or a capital are drawn alike and one of them, at
@@ -520,41 +506,24 @@ _, _, branch = run_curriculum(branching, run.device)
 start, end = curriculum.starts[second], len(branch)
 
 
-def bits(record):
+def mean_bits(record):
     """Bits per byte of held-out text after a step, mean over the natural categories."""
     return sum(record.evaluation[f"bits per byte, {c}"] for c in natural) / len(natural)
 
 
-left, there, decayed, whole = map(
-    bits, (branch[start - 1], records[end - 1], branch[-1], records[-1])
-)
+left, there, decayed = map(mean_bits, (branch[start - 1], records[end - 1], branch[-1]))
 
 # %%
-figure, axes = plot.panels(2, width=5.6)
-plot.lines(
+figure = pretrain_figures.branch(
     {
         "whole run": (range(len(records)), [r.learning_rate for r in records]),
         "branch": (range(start, end), [r.learning_rate for r in branch[start:]]),
     },
-    f"The branch ends after {end} of {len(records)} steps",
-    "optimizer step",
-    "learning rate",
-    ax=axes[0],
+    {start: left, end: there, len(records): mean_bits(records[-1])},
+    {start: left, end: decayed},
+    list(curriculum.starts.values()),
+    batch_tokens,
 )
-at = [n * batch_tokens for n in (start, end, len(records))]
-plot.lines(
-    {"whole run": (at, [left, there, whole]), "branch": (at[:2], [left, decayed])},
-    f"With equal tokens the branch is {abs(there - decayed):.3f} bits "
-    f"{'below' if decayed < there else 'above'}\nthe whole run, whose end is {decayed - whole:.3f} "
-    "below the branch's",
-    "tokens",
-    "held-out bits per byte, mean over categories",
-    ax=axes[1],
-)
-axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
-for ax, scale in zip(axes, (1, batch_tokens), strict=True):
-    for beginning in curriculum.starts.values():
-        ax.axvline(beginning * scale, color="0.7", linewidth=0.8)
 run.figure(figure, "branch", caption="The WSD schedule and a branch; grey lines: stage starts.")
 run.value("bits per byte where the branch leaves", left, unit="bits/byte")
 run.value("bits per byte where the branch ends", decayed, unit="bits/byte")
@@ -579,49 +548,17 @@ load = torch.tensor(
     [r.expert_load for r in records], dtype=torch.float32
 )  # [steps, layers, experts]
 load = load / load.mean(-1, keepdim=True)
-sparse = load.shape[1]
-bins = min(30, len(load))
-begun = [int(part[0]) for part in torch.arange(len(load)).tensor_split(bins)]
-shown = sorted({0, sparse // 2, sparse - 1})
-figure, axes = plot.panels(len(shown), width=4.8)
-for ax, depth in zip(axes, shown, strict=True):
-    parts = load[:, depth].tensor_split(bins)
-    busiest = [part.amax(-1).mean().item() for part in (parts[0], parts[-1])]
-    plot.heatmap(
-        torch.stack([part.mean(0) for part in parts]).T,
-        f"Sparse layer {depth}: the busiest expert has\n"
-        f"{busiest[0]:.2f} times its share at first, {busiest[1]:.2f} at the end",
-        "optimizer step",
-        "expert",
-        xticks=plot.thinned(begun),
-        yticks=plot.thinned(range(load.shape[-1])),
-        unit="load (1 = fair share)",
-        vmin=0.0,
-        vmax=2.0,
-        ax=ax,
-    )
+figure = pretrain_figures.expert_load(load)
 run.figure(figure, "expert_load", caption="Expert load over training in three layers.")
 
 # %% [markdown]
 # Over all layers: imbalance is the maximum violation, the largest load over the mean load, less 1.
 
 # %%
-violations = torch.stack([part.mean(0) for part in (load.amax(-1) - 1).tensor_split(bins)], 1)
-depth, at = divmod(int(violations.argmax()), bins)
-last = violations[:, -1].mean().item()
-ax = plot.heatmap(
-    violations,
-    f"Maximum violation peaks at {violations.max():.2f} in layer {depth} near step {begun[at]}\n"
-    f"and ends at {last:.2f}, mean over layers",
-    "optimizer step",
-    "sparse layer",
-    xticks=plot.thinned(begun),
-    yticks=plot.thinned(range(sparse)),
-    unit="maximum violation (0 = equal loads)",
-    vmin=0.0,
-)
-run.figure(ax.figure, "violation", caption="Imbalance of every layer over training.")
-run.value("maximum violation at the end", last, unit="max load / mean load - 1")
+figure = pretrain_figures.violation(load)
+run.figure(figure, "violation", caption="Imbalance of every layer over training.")
+at_end = (load[-len(load) // 30 :].amax(-1) - 1).mean().item()
+run.value("maximum violation at the end", at_end, unit="max load / mean load - 1")
 
 # %% [markdown]
 # Equal loads alone do not say that experts are chosen: a router without a preference has them
@@ -630,22 +567,14 @@ run.value("maximum violation at the end", last, unit="max load / mean load - 1")
 # %%
 measured = [r for r in records if r.figures]
 if measured:
-    shares = [
-        [r.figures[f"router_entropy/{depth}"] / math.log(load.shape[-1]) for r in measured]
-        for depth in range(sparse)
-    ]
-    first, last = (sum(row[i] for row in shares) / sparse for i in (0, -1))
-    ax = plot.heatmap(
-        shares,
-        f"Router entropy is {first:.0%} of log E at first and {last:.0%} at the end",
-        "optimizer step",
-        "sparse layer",
-        xticks=plot.thinned([r.step for r in measured]),
-        yticks=plot.thinned(range(sparse)),
-        unit="router entropy / log E",
+    layers, experts = load.shape[1:]
+    entropies = torch.tensor(
+        [[r.figures[f"router_entropy/{depth}"] for r in measured] for depth in range(layers)]
     )
-    run.figure(ax.figure, "router_entropy", caption="Router entropy of every layer.")
-    run.value("router entropy at the end", last, unit="of log E")
+    figure = pretrain_figures.router_entropy([r.step for r in measured], entropies, experts)
+    run.figure(figure, "router_entropy", caption="Router entropy of every layer.")
+    share = entropies[:, -1].mean().item() / math.log(experts)
+    run.value("router entropy at the end", share, unit="of log E")
 
 # %% [markdown]
 # ## What Muon does to an update

@@ -44,6 +44,7 @@ LAYERS = (
         "pairs",
         "pipeline",
         "plot",
+        "pretrain_figures",
         "report",
         "study",
         "study_figures",
