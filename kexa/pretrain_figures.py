@@ -3,6 +3,7 @@
     mixture         stages and their shares; tokens held and tokens read
     contexts        a model against an n-gram model, by how much context the latter knows
     boundaries      bits per byte of each category where a stage ends
+    fp8             codes and relative errors of the operands of one product
     branch          the schedule of a run and of a decay that leaves it, and what each reaches
     expert_load     load of every expert of three layers over training
     violation       imbalance of every layer over training
@@ -141,6 +142,44 @@ def boundaries(after: Mapping[str, Mapping[str, float]], floors: Mapping[str, fl
     ).figure
 
 
+def fp8(codes: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike]) -> Figure:
+    """E4M3 codes by power of two, and rounding errors.
+
+    Args:
+        codes: the values of each operand's codes, its zeros left out: from 2^-9 to 448, or 0 where
+            a value was too small.
+        errors: relative errors of the same values.
+    """
+    powers = np.arange(-10, 9)  # the first for zero
+    shares = {}
+    for name, values in codes.items():
+        _, exponents = np.frexp(np.abs(np.asarray(values)))
+        binades = np.where(np.asarray(values) == 0, powers[0], exponents - 1)
+        shares[name] = [100 * float((binades == power).mean()) for power in powers]
+    subnormal = {name: sum(by_power[:4]) for name, by_power in shares.items()}
+    most = max(subnormal, key=subnormal.get)
+    within = min((np.asarray(error) <= 2**-4).mean() for error in errors.values())
+    figure, (left, right) = plot.panels(2, width=5.8)
+    plot.lines(
+        {name: (powers, by_power) for name, by_power in shares.items()},
+        f"{subnormal[most]:.2f}% of the {most} is below the normal\nnumbers of its tile, "
+        f"{shares[most][0]:.2f}% becomes zero",
+        "power of two of the code (-10: zero)",
+        "% of the operand's values",
+        ax=left,
+    )
+    left.axvline(-6, color="0.3", linestyle="--", linewidth=1)
+    plot.histogram(
+        {name: _thinned(np.minimum(error, 0.1)) for name, error in errors.items()},
+        f"At least {within:.1%} of every operand\nis within the bound of normal numbers",
+        "relative rounding error (larger ones at 0.1)",
+        "values",
+        ax=right,
+    )
+    right.axvline(2**-4, color="0.3", linestyle="--", linewidth=1)
+    return figure
+
+
 def branch(
     rates: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     whole: Mapping[int, float],
@@ -251,6 +290,12 @@ def _parts(values: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
     """Up to ``BINS`` stretches of the first axis, and where each begins."""
     parts = np.array_split(values, min(BINS, len(values)))
     return parts, [0, *np.cumsum([len(part) for part in parts[:-1]]).tolist()]
+
+
+def _thinned(values: ArrayLike, most: int = 8192) -> np.ndarray:
+    """Evenly spaced values, so that operands of different size are drawn alike."""
+    values = np.asarray(values)
+    return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -41,6 +41,7 @@ from kexa.data.cleaning import effect_table
 from kexa.data.corpus import intake_table, removed_shares
 from kexa.eval.baselines import first_documents, joined, measure, train_ngram
 from kexa.interop import save_hf
+from kexa.kernels import quantize_blocks, quantize_rows
 from kexa.parallel import across, beside
 from kexa.statistics import wilson
 from kexa.train import grouping, orthogonalize, set_numerics
@@ -453,9 +454,9 @@ for name in ("fp8", "recipes"):
 
 # %% [markdown]
 # How large are the errors that training shrugs off? The format's bound for normal numbers is
-# $2^{-4}$ of the value; numbers more than about $2^{-15}$ below the largest of their tile have
-# fewer bits and lose more. Shown are the operands of one product in the middle of the network, on
-# one more batch.
+# $2^{-4}$ of the value; those below $2^{-6}$ after scaling, about $2^{-15}$ of the largest of their
+# tile, have fewer bits and lose more, and the smallest become zero. Shown are the operands of one
+# product in the middle of the network, on one more batch: which codes they become, and the error.
 
 # %%
 layer = model.model.layers[len(model.model.layers) // 2].self_attn.o_proj
@@ -474,20 +475,21 @@ for handle in handles:
     handle.remove()
 
 # %%
-tiles = {"weight": (128, 128), "activation": (1, 128), "gradient": (1, 128)}
-errors = {}
+codes, errors = {}, {}
 for name, operand in operands.items():
-    kept = operand.flatten(0, -2)
-    error = ((quantize(kept, *tiles[name]) - kept).abs() / kept.abs())[kept != 0]
-    errors[name] = error[torch.linspace(0, len(error) - 1, 8192).long()].clamp(max=0.1).tolist()
-within = {name: sum(e <= 2**-4 for e in values) / len(values) for name, values in errors.items()}
-ax = plot.histogram(
-    errors,
-    f"At least {min(within.values()):.1%} of every operand is within the format's bound",
-    "relative rounding error (larger ones at 0.1)",
-)
-ax.axvline(2**-4, color="0.3", linestyle="--", linewidth=1)
-run.figure(ax.figure, "fp8_error", caption="Relative error of E4M3 with blockwise scales.")
+    if name == "weight":
+        scaled, rounded = quantize_blocks(operand[None]), quantize(operand, 128, 128)
+    else:
+        operand = operand.flatten(0, -2)
+        scaled, rounded = quantize_rows(operand), quantize(operand, 1, 128)
+    nonzero = operand != 0
+    codes[name] = scaled.codes.float().view_as(operand)[nonzero]
+    errors[name] = ((rounded - operand).abs() / operand.abs())[nonzero]
+figure = pretrain_figures.fp8(codes, errors)
+run.figure(figure, "fp8_error", caption="E4M3 with blockwise scales: codes and relative errors.")
+for name, values in codes.items():
+    lost = (values == 0).double().mean().item()
+    run.value(f"underflow to zero, {name}", lost, unit="share of nonzero values")
 
 # %% [markdown]
 # ## A decay branches off

@@ -99,3 +99,16 @@ def test_router_entropy_is_a_share_of_log_e():
     entropies = np.log(8) * np.array([[1.0, 0.5], [1.0, 0.7]])
     (title,) = titles(pretrain_figures.router_entropy([0, 20], entropies, 8))
     assert title == "Router entropy is 100% of log E at first and 60% at the end"
+
+
+def test_fp8_counts_codes_by_power_of_two():
+    codes = {"weight": [1.0, 1.5, -2.0, 448.0], "gradient": [0.0, 2**-9, 2**-6, 256.0]}
+    errors = {"weight": [0.01] * 4, "gradient": [1.0, 0.3, 0.02, 0.02]}
+    left, right = pretrain_figures.fp8(codes, errors).axes
+    weight, gradient = (dict(zip(*line.get_data(), strict=True)) for line in left.lines[:2])
+    assert {power: share for power, share in weight.items() if share} == {0: 50, 1: 25, 8: 25}
+    assert {p: share for p, share in gradient.items() if share} == {-10: 25, -9: 25, -6: 25, 8: 25}
+    assert left.get_title(loc="left") == (
+        "50.00% of the gradient is below the normal\nnumbers of its tile, 25.00% becomes zero"
+    )
+    assert right.get_title(loc="left").startswith("At least 50.0% of every operand")
