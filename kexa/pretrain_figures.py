@@ -164,11 +164,12 @@ def fp8(codes: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike]) -> Figu
         {name: (powers, by_power) for name, by_power in shares.items()},
         f"{subnormal[most]:.2f}% of the {most} is below the normal\nnumbers of its tile, "
         f"{shares[most][0]:.2f}% becomes zero",
-        "power of two of the code (-10: zero)",
+        "power of two of the code",
         "% of the operand's values",
         ax=left,
     )
     left.axvline(-6, color="0.3", linestyle="--", linewidth=1)
+    left.set_xticks([-10, -6, -3, 0, 3, 6, 8], ["zero", -6, -3, 0, 3, 6, 8])
     plot.histogram(
         {name: _thinned(np.minimum(error, 0.1)) for name, error in errors.items()},
         f"At least {within:.1%} of every operand\nis within the bound of normal numbers",
