@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from kexa.config import ROOT, Config
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
 
 
 class CheckFailed(AssertionError):
@@ -74,6 +78,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
+def discard_log(directory: Path) -> None:
+    """Delete what :meth:`Run.log` wrote there: another run is about to begin."""
+    (directory / METRICS).unlink(missing_ok=True)
+    shutil.rmtree(directory / EVENTS, ignore_errors=True)
+
+
 class Run:
     """The record of one stage. Notebooks get one from ``kexa.notebook.begin``."""
 
@@ -84,9 +94,9 @@ class Run:
         self._checks: list[dict[str, Any]] = []
         self._figures: list[dict[str, str]] = []
         self._started = time.perf_counter()
-        self._metrics = self.dir / "metrics.jsonl"
+        self._metrics = self.dir / METRICS
         self._logged = _restore(self._metrics)
-        self._events = _Events(self.dir / "tensorboard") if config.runtime.tensorboard else None
+        self._events = _Events(self.dir / EVENTS) if config.runtime.tensorboard else None
 
     def log(self, series: str, step: int, **scalars: float) -> None:
         """Append one line to ``metrics.jsonl``, once per series and step.

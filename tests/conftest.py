@@ -17,6 +17,20 @@ hypothesis.settings.register_profile("kexa", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("kexa")
 
 
+@pytest.fixture(autouse=True)
+def one_setting_of_torch():
+    """What a test runs may set threads and determinism for its process; the next begins as it did.
+
+    Sums over two threads differ in bits from those of one.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
 def pytest_collection_modifyitems(items):
     """The notebooks last: a unit test that fails says more, sooner. GPU tests run where one is."""
     items.sort(key=lambda item: item.get_closest_marker("notebooks") is not None)

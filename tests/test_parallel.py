@@ -56,13 +56,6 @@ def die_on_one(device: torch.device, layout: Layout) -> None:
     torch.distributed.barrier()
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_the_other_process_does_every_call_with_half_of_the_threads(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     with beside(note, [(path,) for path in paths], TWO, 0):

@@ -42,17 +42,6 @@ def short(name: str) -> studies.Study:
     return dataclasses.replace(study, trial=smaller(study.trial), variants=variants)
 
 
-@pytest.fixture(autouse=True)
-def one_setting_of_torch():
-    """A study sets threads and determinism for its process."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_runs_and_has_an_outcome(name, text, tmp_path):
     study = short(name)

@@ -98,12 +98,22 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def join(fsdp: int, ep: int, device: torch.device) -> Layout:
-    """Meet the other processes; call :func:`check` before and :func:`leave` at the end."""
+    """Meet the other processes; call :func:`check` before and :func:`leave` at the end.
+
+    Raises:
+        ConnectionError: the meeting place cannot be reached, or is taken.
+    """
     if fsdp * ep == 1:
         return ALONE
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except torch.distributed.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConnectionError(
+            f"the ranks cannot meet at {place}: is the port free, the machine up? ({error})"
+        ) from error
     grid = init_device_mesh(device.type, (fsdp, ep), mesh_dim_names=("fsdp", "ep"))
     world = init_device_mesh(device.type, (fsdp * ep,), mesh_dim_names=("world",))
     return Layout(fsdp, ep, torch.distributed.get_rank(), grid, world)

@@ -19,7 +19,8 @@ Its results and model are in ``decay-STAGE/``.
 The tokenizer is stage 01's. Several machines need ``--out`` on a file system that all of them see.
 On SIGTERM the step in progress is finished and saved. torchrun passes the signal on, kills after 30
 seconds what still runs (``--shutdown-timeout`` where a step takes longer), and exits with 1 itself.
-Exit codes: 0, 1 training diverged or a rank was lost, 2 a bad argument, config, mesh or directory.
+Exit codes: 0, 1 training diverged, or a rank was lost or never came, 2 a bad argument, config, mesh
+or directory.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from kexa.config import ROOT, Config, ConfigError, as_dict
 from kexa.data import load_corpus
 from kexa.interop import save_hf
 from kexa.model import KexaForCausalLM
-from kexa.record import CannotWrite, Run, read_json, write_atomic
+from kexa.record import CannotWrite, Run, discard_log, read_json, write_atomic
 from kexa.train.checkpoint import CheckpointError, list_checkpoints
 from kexa.train.evaluation import load_evaluation, save_evaluation
 from kexa.train.loop import Step, TrainingDiverged, exit_on_sigterm
@@ -89,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _run(options)
-    except (ConfigError, CheckpointError, CannotWrite, lock.Busy, ValueError) as error:
+    except (ConfigError, CheckpointError, CannotWrite, lock.Busy) as error:
         return _say(error, 2)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, ConnectionError) as error:
         return _say(error, 1)
     except RuntimeError as error:
         if not _is_lost_rank(error):
@@ -117,10 +118,24 @@ def _run(options: argparse.Namespace) -> None:
     )
     main_rank = os.environ.get("RANK", "0") == "0"
     with lock.hold(out, "pretrain") if main_rank else contextlib.nullcontext():
-        categories = _tokens(config, options.seed, vocabulary, out, main_rank)
+        with _settings():
+            tokens = _tokens(config, options.seed, vocabulary, out, main_rank)
         layout = dist.join(fsdp, options.ep, device)
-        _train(config, options.seed, options.decay, vocabulary, out, categories, device, layout)
+        _train(config, options.seed, options.decay, vocabulary, out, tokens, device, layout)
         dist.leave()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """A ValueError in here is about an argument, the config or a file; in training it is a fault.
+
+    Raises:
+        ConfigError: for every ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, CheckpointError) else ConfigError(str(error)) from error
 
 
 def _train(
@@ -129,20 +144,24 @@ def _train(
     decay: str,
     vocabulary: Path,
     out: Path,
-    categories: list[str],
+    tokens: dict[str, Any],
     device: torch.device,
     layout: dist.Layout,
 ) -> None:
     pretrain = config.pretrain
     run = Pretraining(
-        pretrain.numerics, config.model, pretrain, seed, out / "tokens", tuple(categories),
-        out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION), decay,
+        pretrain.numerics, config.model, pretrain, seed, out / "tokens", tuple(tokens["streams"]),
+        out / "checkpoints", load_evaluation(out / "tokens" / EVALUATION), decay, tokens["key"],
     )  # fmt: skip
     if decay:
         out = out / f"decay-{decay}"
-    if layout.rank == 0 and (saved := list_checkpoints(run.directory)):
-        print(f"going on from {saved[-1].name}, or the one before it that is whole")
-    model, _, steps = start_curriculum(run, device, layout)
+    if layout.rank == 0:
+        if saved := list_checkpoints(run.directory):
+            print(f"going on from {saved[-1].name}, or the one before it that is whole")
+        else:
+            discard_log(out)
+    with _settings():
+        model, _, steps = start_curriculum(run, device, layout)
     record = Run("pretrain", config, seed, out) if layout.rank == 0 else None
     stages = {end: stage for stage, end in stage_ends(pretrain).items()}
     last = None
@@ -190,18 +209,21 @@ def tokens_key(config: Config, seed: int, vocabulary: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _tokens(config: Config, seed: int, vocabulary: Path, out: Path, main_rank: bool) -> list[str]:
-    """The names of the streams in ``out/tokens``. Rank 0 writes what is missing; others wait."""
+def _tokens(
+    config: Config, seed: int, vocabulary: Path, out: Path, main_rank: bool
+) -> dict[str, Any]:
+    """ "key" and names of the "streams" in ``out/tokens``. Rank 0 writes what is missing."""
     key, done = tokens_key(config, seed, vocabulary), out / "tokens" / "streams.json"
     while read_json(done).get("key") != key:
         if main_rank:
+            done.unlink(missing_ok=True)
             known = tokenizer.load(vocabulary), load_corpus(config.data), config.pretrain, seed
             save_evaluation(stage_evaluation(*known), done.parent / EVALUATION)
             streams = training_streams(*known, done.parent)
             write_atomic(done, json.dumps({"key": key, "streams": list(streams)}))
         else:
             time.sleep(0.2)
-    return read_json(done)["streams"]
+    return read_json(done)
 
 
 def override(text: str) -> tuple[str, Any]:
@@ -217,7 +239,7 @@ def override(text: str) -> tuple[str, Any]:
 
 def _is_lost_rank(error: RuntimeError) -> bool:
     """Whether a collective failed because its partner is gone: by NCCL's class or gloo's words."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _say(what: object, code: int) -> int:

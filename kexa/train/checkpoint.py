@@ -85,6 +85,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def ranks() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def save(
     directory: Path,
     step: int,
@@ -339,8 +344,7 @@ def damage(path: Path) -> str:
     elif manifest["format"] != FORMAT or manifest["step"] != _step_of(path):
         mine = f"is not what its name says: format {manifest['format']}, step {manifest['step']}"
     else:
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        share = sorted(manifest["files"].items())[rank() :: ranks]
+        share = sorted(manifest["files"].items())[rank() :: ranks()]
         mine = next((flaw for name, entry in share if (flaw := _flaw(path / name, *entry))), "")
     return next((flaw for flaw in _everyone(mine) if flaw), "")
 

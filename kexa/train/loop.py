@@ -112,7 +112,7 @@ class Step:
     grad_norm: float
     tokens: int
     skipped: bool
-    expert_load: list[list[int]]
+    expert_load: list[list[float]]
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -194,12 +194,7 @@ def fit(
         Monitor(model, metrics_every),
         stopwatch or Stopwatch(),
     )
-    replayed = []
-    if checkpoint_dir:
-        saved = checkpoint.resume(checkpoint_dir, identity, model.state_dict())
-        if saved is not None:
-            trainer.load_state(saved)
-        replayed = checkpoint.read_history(checkpoint_dir, trainer.step)
+    replayed = trainer.resume(checkpoint_dir, identity) if checkpoint_dir else []
     pending: list[dict[str, Any]] = []
 
     def save() -> None:
@@ -237,7 +232,7 @@ def fit(
             yield record
             if interrupted:
                 sigterm.interrupt(trainer.step, steps)
-        if sigterm.received:
+        if _on_any_rank(sigterm.received, trainer.device):
             sigterm.interrupt(trainer.step, steps)
 
 
@@ -364,6 +359,13 @@ class _Trainer:
             )
         return skip
 
+    def resume(self, directory: Path, identity: str) -> list[dict[str, Any]]:
+        """Go on from the newest checkpoint, if there is one; the records of the steps before it."""
+        saved = checkpoint.resume(directory, identity, self.model.state_dict())
+        if saved is not None:
+            self.load_state(saved)
+        return checkpoint.read_history(directory, self.step)
+
     def state(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -416,8 +418,8 @@ def _on_any_rank(flag: bool, device: torch.device) -> bool:
 class _Pace:
     """What the progress bar says beside the time left: loss, tokens/s, MFU, updates skipped.
 
-    MFU is training FLOPs as the report counts them over the chip's dense bf16 peak; it is shown
-    where that peak is known, on an H100 or H200.
+    MFU is training FLOPs as the report counts them over the dense bf16 peak of all ranks' chips; it
+    is shown where that peak is known, on an H100 or H200.
     """
 
     def __init__(self, trainer: _Trainer):
@@ -425,7 +427,8 @@ class _Pace:
         self.flops = training_flops(account(trainer.model.config).active, tokens=1)
         cuda = trainer.device.type == "cuda"
         chip = torch.cuda.get_device_name(trainer.device) if cuda else ""
-        self.peak = H100_FLOPS if "H100" in chip or "H200" in chip else None
+        known = "H100" in chip or "H200" in chip
+        self.peak = checkpoint.ranks() * H100_FLOPS if known else None
 
     def shown(self, record: Step) -> dict[str, str]:
         self.skipped += record.skipped

@@ -25,8 +25,9 @@ FP8, 1.3 times in fp32, at smoke on one CPU core). chosen: hence the period. Hoo
 functions look at tensors and pass them on, are put in when such a step begins and taken out when it
 ends: training has the same bits with them, and all other steps run the same code.
 
-A skipped update has an update of zero. Padding counts in everything but the head's figures. Under
-expert parallelism or FSDP, gradients, updates and experts are those of this process's part.
+A skipped update has an update of zero. Padding counts in everything but the head's figures. On
+several ranks these figures are of rank 0: of the rows it reads, and of its part of gradients,
+updates and experts. ``violation`` and the losses are of all ranks.
 
 Legend: N rows, D hidden size, V vocabulary, B batch, T tokens, H query heads, G key-value heads, K
 head size, E experts.

@@ -177,13 +177,14 @@ def best(layouts: list[Plan], capacity: float) -> Plan | None:
 def launch_line(layout: Plan, profile: str) -> str:
     """The command that runs a layout: the same on each of its machines.
 
-    Several meet at HOST and see the folder DIR.
+    Several meet at HOST and see the folder DIR, with stage 01's tokenizer in it.
     """
     each = max(n for n in range(1, MACHINE + 1) if layout.ranks % n == 0)
     start, out = f"--nproc-per-node {each}", ""
     if layout.ranks > each:
         meet = "--rdzv-backend c10d --rdzv-endpoint HOST:29500"
-        start, out = f"--nnodes {layout.ranks // each} {start} {meet}", "--out DIR "
+        start = f"--nnodes {layout.ranks // each} {start} {meet}"
+        out = "--out DIR --tokenizer DIR/tokenizer "
     return (
         f"torchrun {start} -m kexa.train --profile {profile} --fsdp {layout.fsdp} --ep {layout.ep} "
         f"{out}--set pretrain.accumulate={layout.accumulate} "

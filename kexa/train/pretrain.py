@@ -213,6 +213,9 @@ class Pretraining:
     With a ``decay_stage`` it is a branch: it leaves the run without one, whose checkpoints these
     are, where that stage begins, decays over the stage and ends with it. Its own checkpoints are in
     ``decay-STAGE`` there.
+
+    ``data`` names the text behind ``tokens``, as a hash of what decides it: a run does not go on
+    over other text. Where the checkpoints cannot outlive the tokens it may be empty.
     """
 
     numerics: str
@@ -224,6 +227,7 @@ class Pretraining:
     checkpoints: Path
     evaluation: Evaluation | None = None
     decay_stage: str = ""
+    data: str = ""
 
     @property
     def directory(self) -> Path:
@@ -254,8 +258,9 @@ def start_curriculum(
     """:func:`run_curriculum` step by step, on one process or on the ranks of a layout.
 
     The checkpoints' identity holds neither the layout nor how the config spreads a step over memory
-    and micro-batches (``accumulate``, ``recompute``, ``offload_optimizer``, ``processes``): a run
-    may go on under others, on fewer ranks with more micro-batches.
+    and micro-batches (``accumulate``, ``recompute``, ``offload_optimizer``, ``processes``), nor how
+    often the run is saved and measured (``checkpoint_every``, ``metrics_every``): it may go on
+    under others, on fewer ranks with more micro-batches.
     """
     config = run.config
     streams = {category: open_corpus(run.tokens / category) for category in run.categories}
@@ -274,9 +279,13 @@ def start_curriculum(
         decay_share=config.decay_share,
     )
     kept = dataclasses.replace(
-        config, accumulate=1, recompute=False, offload_optimizer=False, processes=1, reference=""
-    )
-    parts = {"model": run.model, "pretrain": kept, "numerics": run.numerics, "seed": run.seed}
+        config, accumulate=1, recompute=False, offload_optimizer=False, processes=1, reference="",
+        checkpoint_every=1, metrics_every=0,
+    )  # fmt: skip
+    parts = {
+        "model": run.model, "pretrain": kept, "numerics": run.numerics, "seed": run.seed,
+        "data": run.data,
+    }  # fmt: skip
     name, last = identity(**parts), curriculum.steps
     description = f"pretraining in {run.numerics}"
     if stage := run.decay_stage:

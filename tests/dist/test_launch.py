@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import torch
 from kexa.config import ROOT, load
 from kexa.data.choices import Question
 from kexa.parallel import free_port
+from kexa.record import CannotWrite
 from kexa.tokenizer import save, train_baseline
 from kexa.train import __main__ as command
 from kexa.train.__main__ import main, override, tokens_key
 from kexa.train.checkpoint import list_checkpoints
-from kexa.train.evaluation import Evaluation, HeldOut, save_evaluation
+from kexa.train.evaluation import Evaluation, HeldOut, load_evaluation, save_evaluation
 from tests.dist.forked import run
 from tests.tokenizer import conftest as words
 
@@ -41,6 +43,7 @@ SETTINGS = [
     "pretrain.numerics=fp32",
     "pretrain.checkpoint_every=5",
 ]
+SHORT = "pretrain.stage_steps={foundation=2,domain=1,reasoning=1}"
 
 
 def prepare(directory) -> list[str]:
@@ -89,6 +92,48 @@ def test_a_lost_rank_is_told_from_a_fault_of_our_own(monkeypatch, capsys):
     fail("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ"):
         main([])
+
+
+def test_a_fault_in_training_keeps_its_traceback(tmp_path, monkeypatch):
+    def steps():
+        raise ValueError("a fault of our own")
+        yield
+
+    arguments = prepare(tmp_path)
+    monkeypatch.setattr(command, "start_curriculum", lambda *_: (None, None, steps()))
+    with pytest.raises(ValueError, match="a fault of our own"):
+        main(arguments)
+
+
+def test_other_settings_are_another_run(tmp_path, monkeypatch, capsys):
+    arguments = [*prepare(tmp_path), "--set", SHORT]
+    out = tmp_path / "out"
+    done = out / "tokens" / "streams.json"
+    streams = json.loads(done.read_text())["streams"]
+    assert printed(arguments)[0] == 0
+
+    # an emptied directory of checkpoints: nothing of the run before is told as of this one
+    shutil.rmtree(out / "checkpoints")
+    assert printed([*arguments, "--set", "pretrain.learning_rate=1e-4"])[0] == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and max(line["learning_rate"] for line in lines) <= 1e-4
+
+    # other text: encoded anew, and not gone on with
+    arguments += ["--set", "pretrain.learning_rate=1e-4", "--set", "data.heldout_share=0.06"]
+    known = load_evaluation(out / "tokens" / "evaluation.pt")
+    monkeypatch.setattr(command, "load_corpus", lambda _: None)
+    monkeypatch.setattr(command, "stage_evaluation", lambda *_: known)
+    monkeypatch.setattr(command, "training_streams", no_space)
+    assert printed(arguments)[0] == 2
+    assert not done.exists()  # what it says may not be there any more
+    monkeypatch.setattr(command, "training_streams", lambda *_: dict.fromkeys(streams))
+    capsys.readouterr()
+    assert printed(arguments)[0] == 2
+    assert "belongs to another run" in capsys.readouterr().err
+
+
+def no_space(*_):
+    raise CannotWrite("the disk is full")
 
 
 def test_a_branch_decays_early_and_leaves_its_own_results(tmp_path):

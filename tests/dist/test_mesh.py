@@ -1,6 +1,9 @@
 """Meshes that do not fit are refused in a sentence with the numbers."""
 
+import socket
+
 import pytest
+import torch
 
 from kexa import dist
 from kexa.config import ConfigError
@@ -26,6 +29,17 @@ def test_rows_are_split_evenly_or_refused():
     assert [list(range(8))[rows] for rows in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     with pytest.raises(ConfigError, match="6 rows do not divide among fsdp 2 x ep 2 = 4 ranks"):
         dist.Layout(2, 2).rows(6)
+
+
+def test_a_meeting_place_that_is_taken_is_told(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in (address | {"RANK": "0", "WORLD_SIZE": "2"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConnectionError, match=r"cannot meet at 127\.0\.0\.1:\d+: is the port"):
+            dist.join(2, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

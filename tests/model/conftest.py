@@ -30,7 +30,6 @@ TINY = ModelConfig(
 def repeatable():
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # tensors this small only lose by sharing work
 
 
 @pytest.fixture

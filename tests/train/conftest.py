@@ -65,3 +65,9 @@ def sets(vocabulary):
         "code": [Document("c c c", "test", "en", "code", "2")],
     }
     return held_out(vocabulary, documents, length=10, rows=2, seed=0)
+
+
+def checkpoint_times(directory) -> dict[str, int]:
+    """When each checkpoint under a directory was written."""
+    manifests = directory.rglob("step-*/manifest.json")
+    return {str(path): path.stat().st_mtime_ns for path in manifests}

@@ -360,27 +360,30 @@ def test_a_full_disk_on_one_rank_is_told_on_all(tmp_path):
     on_ranks(2, full_disk_on_one_rank, tmp_path)
 
 
-def told_to_end(rank: int, ranks: int, directory) -> None:
-    """Trains; rank 1 alone gets SIGTERM, while others may be a moment ahead."""
+def told_to_end(rank: int, ranks: int, directory, steps: int) -> None:
+    """Trains; rank 1 alone gets SIGTERM after two steps, while others may be a moment ahead."""
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=ranks
     )
     signal.signal(signal.SIGTERM, lambda *_: None)  # the default would end the test's process
-    model, steps = tiny_model(), []
+    model, seen = tiny_model(), []
     records = fit(
-        model, build_optimizers(model, OPTIMIZATION), batch_at, loss_fn, 1000, lambda step: 1.0,
+        model, build_optimizers(model, OPTIMIZATION), batch_at, loss_fn, steps, lambda step: 1.0,
         checkpoint_dir=directory / "checkpoints", checkpoint_every=1000,
     )  # fmt: skip
-    with pytest.raises(Interrupted, match="saved after step 3 of 1000"):
+    last = min(3, steps)
+    with pytest.raises(Interrupted, match=f"saved after step {last} of {steps}"):
         for step in records:
-            steps.append(step.step)
+            seen.append(step.step)
             if (rank, step.step) == (1, 1):
                 os.kill(os.getpid(), signal.SIGTERM)
-    assert steps == [0, 1, 2]
+    assert seen == list(range(last))
     dist.destroy_process_group()
 
 
-def test_sigterm_on_one_rank_ends_all_after_the_same_step(tmp_path):
-    on_ranks(2, told_to_end, tmp_path)
-    assert names(tmp_path / "checkpoints") == ["step-00000003"]
-    assert len(read_history(tmp_path / "checkpoints", 3)) == 3
+@pytest.mark.parametrize(("steps", "saved"), [(1000, 3), (2, 2)])
+def test_sigterm_on_one_rank_ends_all_after_the_same_step(tmp_path, steps, saved):
+    """Where the step before the signal was the last one, too."""
+    on_ranks(2, told_to_end, tmp_path, steps)
+    assert names(tmp_path / "checkpoints") == [f"step-0000000{saved}"]
+    assert len(read_history(tmp_path / "checkpoints", saved)) == saved

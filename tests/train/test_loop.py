@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import gc
 import itertools
 import math
 import multiprocessing
@@ -11,18 +12,24 @@ import random
 import re
 import signal
 import time
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
+from kexa.kernels.costs import H100_FLOPS
+from kexa.model.accounting import account, training_flops
 from kexa.record import CannotWrite
 from kexa.train import (
     Interrupted,
+    Step,
     Stopwatch,
     TrainingDiverged,
     build_optimizers,
+    checkpoint,
     exit_on_sigterm,
     fit,
     loop,
@@ -75,6 +82,23 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path, numerics, killed_after):
     resumed, all_records = train(tmp_path, numerics=numerics)
     assert all_records == records
     assert_same(model, resumed)
+
+
+def test_a_resumed_run_does_not_hold_the_checkpoint_beside_its_state(tmp_path, monkeypatch):
+    train(tmp_path, take=5)
+    loaded, resume = [], checkpoint.resume
+
+    def watched(*arguments):
+        state = resume(*arguments)
+        loaded.extend(weakref.ref(tensor) for tensor in state["model"].values())
+        return state
+
+    monkeypatch.setattr(checkpoint, "resume", watched)
+    steps = trainer_steps(tmp_path)
+    next(steps)
+    gc.collect()
+    assert loaded and not any(tensor() is not None for tensor in loaded)
+    steps.close()
 
 
 def test_finished_run_is_replayed_without_training(tmp_path):
@@ -176,10 +200,10 @@ def test_a_run_goes_on_while_a_checkpoint_is_written_and_survives_a_kill_then(tm
     model, records = train()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    reached = context.SimpleQueue()
+    reached = context.Queue()
     process = context.Process(target=stuck_disk, args=(tmp_path, reached))
     process.start()
-    assert reached.get() == 7  # the next checkpoint waits for this one
+    assert reached.get(timeout=120) == 7  # the next checkpoint waits for this one
     process.kill()
     process.join()
     assert steps_saved(tmp_path) == [3] and list(tmp_path.glob(".step-00000006.partial"))
@@ -430,6 +454,20 @@ def test_offloaded_states_change_no_bit_and_wait_in_host_memory(tmp_path, monkey
         )  # fmt: skip
         states = [t for o in optimizers for s in o.state.values() for t in s.values() if t.dim()]
         assert len(states) > len(list(model.parameters())) and all(t.is_meta for t in states)
+
+
+def test_mfu_is_a_share_of_the_peak_of_all_ranks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(checkpoint, "ranks", lambda: 4)
+    ticks = iter([10.0, 12.0])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    model = tiny_model()
+    trainer = SimpleNamespace(model=model, tokens=0, device=torch.device("cuda"))
+    pace = loop._Pace(trainer)
+    per_token = training_flops(account(model.config).active, tokens=1)
+    at_a_tenth = int(2 * 0.1 * 4 * H100_FLOPS / per_token)  # tokens of two seconds
+    record = Step(0, {"total": 1.0}, 0.0, 0.0, at_a_tenth, False, [])
+    assert pace.shown(record)["MFU"] == "10.0%"
 
 
 def test_the_progress_bar_shows_speed_and_skipped_updates(capsys):

@@ -191,7 +191,9 @@ def test_only_meshes_that_run_are_listed():
 def test_launch_line():
     line = launch_line(plan.plan(FULL.model, FULL.pretrain, 8, 8, 1, True), "full")
     assert line.startswith("torchrun --nnodes 8 --nproc-per-node 8 ")
-    assert "-m kexa.train --profile full --fsdp 8 --ep 8 --out DIR " in line
+    assert (
+        "-m kexa.train --profile full --fsdp 8 --ep 8 --out DIR --tokenizer DIR/tokenizer " in line
+    )
     assert "--set pretrain.accumulate=64 --set pretrain.recompute=true" in line
     assert line.endswith("--set pretrain.offload_optimizer=false")
     one = launch_line(plan.plan(FULL.model, FULL.pretrain, 1, 1), "full")

@@ -30,9 +30,10 @@ from kexa.train.pretrain import (
     stage_ends,
     stage_evaluation,
     stage_weights,
+    start_curriculum,
     synthetic,
 )
-from tests.train.conftest import CONFIG
+from tests.train.conftest import CONFIG, checkpoint_times
 
 CPU = torch.device("cpu")
 SMOKE = config.load("smoke")
@@ -156,6 +157,26 @@ def test_a_run_is_evaluated_where_a_stage_ends_and_read_back_with_it(run, monkey
     assert run_curriculum(run, CPU)[2] == records
 
 
+def test_a_run_does_not_go_on_over_other_text(run):
+    run_curriculum(dataclasses.replace(run, data="one corpus"), CPU)
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        run_curriculum(dataclasses.replace(run, data="another"), CPU)
+
+
+def test_how_often_a_run_is_saved_and_measured_may_change(run):
+    _, _, steps = start_curriculum(run, CPU)
+    first = [next(steps) for _ in range(4)]
+    steps.close()
+    often = dataclasses.replace(run.config, checkpoint_every=1, metrics_every=2)
+    model, _, records = run_curriculum(dataclasses.replace(run, config=often), CPU)
+    assert records[:3] == first[:3]
+    assert [r.step for r in records[3:] if r.figures] == [4, 6]
+    shutil.rmtree(run.checkpoints)
+    whole, _, _ = run_curriculum(run, CPU)
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_decay_branches_off_a_stage_and_leaves_the_whole_run_alone(run):
     _, _, whole = run_curriculum(run, CPU)
     before = {path.name for path in run.checkpoints.iterdir()}
@@ -256,6 +277,7 @@ def test_a_finished_run_is_read_back(tmp_path, sets):
     base = variants(CONFIG)[0]
     arguments = (base, CONFIG, ablation, pretrain, STREAMS, sets, 0, torch.device("cpu"), tmp_path)
     first = run_variant(*arguments)
-    modified = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.ckpt"))]
+    written = checkpoint_times(tmp_path)
+    assert written
     assert run_variant(*arguments) == first
-    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.ckpt"))] == modified
+    assert checkpoint_times(tmp_path) == written
