@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,36 @@ def die() -> None:
 def wait_for_ever(path: Path) -> None:
     note(path)
     time.sleep(600)
+
+
+def save_on_sigterm(path: Path, device: torch.device | None = None, layout: Layout | None = None):
+    """As a training run does, in its own time."""
+    path = path.with_name(f"{path.name}{layout.rank if layout else ''}")
+
+    def save(*_) -> None:
+        time.sleep(2)
+        path.write_text("saved")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, save)
+    wait_for_ever(path)
+
+
+class TwoParts(Exception):
+    """Pickle makes it again from its message alone, which is one argument too few."""
+
+    def __init__(self, what: str, why: str):
+        super().__init__(f"{what}: {why}")
+
+
+def refuse_in_two_parts() -> None:
+    raise TwoParts("a bad key", "nobody knows it")
+
+
+def refuse_with_a_lock() -> None:
+    error = ConfigError("a bad key")
+    error.lock = threading.Lock()
+    raise error
 
 
 def sum_ranks(directory: Path, device: torch.device, layout: Layout) -> None:
@@ -86,6 +117,19 @@ def test_an_error_over_there_is_raised_here_with_its_traceback():
     assert "in refuse" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (refuse_in_two_parts, "TwoParts: a bad key: nobody knows it"),
+        (refuse_with_a_lock, "ConfigError: a bad key"),
+    ],
+)
+def test_an_error_that_cannot_travel_is_raised_here_in_words(function, told):
+    with pytest.raises(RuntimeError, match=told) as caught, beside(function, [()], TWO, 0):
+        pass
+    assert f"in {function.__name__}" in caught.value.__notes__[0]
+
+
 def test_a_killed_process_is_named():
     with (
         pytest.raises(BesideFailed, match=r"ended with code -9 .*run the stage again"),
@@ -110,30 +154,47 @@ def test_an_error_here_ends_the_process_over_there(tmp_path):
     assert not psutil.pid_exists(pid)
 
 
-def test_it_ends_when_its_parent_is_killed(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(f"""
+def caller(directory: Path, body: str) -> subprocess.Popen:
+    """Another process that runs ``body``, lines of python that may name ``directory``."""
+    script = directory / "script.py"
+    head = """
         import time
         from pathlib import Path
-        from kexa.config import RuntimeConfig
-        from kexa.parallel import beside
-        from tests.test_parallel import wait_for_ever
+        from kexa.parallel import across, beside
+        from tests.test_parallel import TWO, save_on_sigterm, wait_for_ever
         if __name__ == "__main__":
-            with beside(wait_for_ever, [(Path({str(tmp_path / "pid")!r}),)],
-                        RuntimeConfig(threads=2, device="cpu", tensorboard=False), 0):
-                time.sleep(600)
-        """)
-    )
+    """
+    place = f"directory = Path({str(directory)!r})\n"
+    script.write_text(textwrap.dedent(head) + textwrap.indent(place + body, "    "))
     root = Path(__file__).resolve().parents[1]
-    parent = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}
     )
+
+
+BESIDE = "with beside({}, [(directory / 'pid',)], TWO, 0):\n    time.sleep(600)\n"
+ACROSS = "across(2, {}, (directory / 'pid',), TWO, 0)\n"
+
+
+def test_it_ends_when_its_parent_is_killed(tmp_path):
+    parent = caller(tmp_path, BESIDE.format("wait_for_ever"))
     child = psutil.Process(wait_for_pid(tmp_path / "pid"))
     parent.kill()
     parent.wait()
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("body", "ranks"), [(BESIDE, [""]), (ACROSS, ["0", "1"])], ids=["beside", "across"]
+)
+def test_sigterm_waits_until_the_others_have_saved(tmp_path, body, ranks):
+    parent = caller(tmp_path, body.format("save_on_sigterm"))
+    for rank in ranks:
+        wait_for_pid(tmp_path / f"pid{rank}")
+    parent.terminate()
+    assert parent.wait(timeout=120) == -signal.SIGTERM
+    assert all((tmp_path / f"pid{rank}").read_text() == "saved" for rank in ranks)
 
 
 def test_ranks_meet_and_share_the_threads(tmp_path):

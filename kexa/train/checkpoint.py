@@ -134,7 +134,7 @@ class Background:
         self._keep, self._milestones = keep, milestones
 
     def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", _use_device, (_device(),))
         self._writing: Future | None = None
         # of the thread alone: what ranks say there must not mix with what they say meanwhile
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -421,6 +421,16 @@ def _history(directory: Path, step: int) -> list[str]:
             "empty the checkpoint directory to start from the beginning"
         )
     return lines
+
+
+def _device() -> int | None:
+    """This thread's GPU, which a new thread does not inherit."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
+
+
+def _use_device(device: int | None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
 
 
 def _everyone(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

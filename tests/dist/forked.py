@@ -25,12 +25,16 @@ def run(work: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
     for process in processes:
         process.start()
     found = {}
-    for _ in processes:
-        rank, fault, answer = answers.get(timeout=120)
-        assert not fault, fault
-        found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
-    for process in processes:
-        process.join()
+    try:
+        for _ in processes:
+            rank, fault, answer = answers.get(timeout=300)
+            assert not fault, fault
+            found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
+        for process in processes:
+            process.join(60)
+    finally:
+        for process in processes:
+            process.kill()
     return [found[rank] for rank in range(ranks)]
 
 
