@@ -34,7 +34,7 @@ from kexa.data.synthesis import facts
 from kexa.dist import ALONE, Layout, batch_loss, place, shard
 from kexa.model import KexaForCausalLM, Loss, set_recompute
 from kexa.tokenizer import encode_corpus, open_corpus
-from kexa.train.checkpoint import branch, identity
+from kexa.train.checkpoint import branch, identity, list_checkpoints
 from kexa.train.evaluation import Evaluation, evaluate, held_out
 from kexa.train.fp8 import set_numerics
 from kexa.train.loop import Step, fit
@@ -58,19 +58,22 @@ def new_model(config: ModelConfig, seed: int) -> KexaForCausalLM:
 
 
 def new_sharded_model(
-    config: ModelConfig, seed: int, layout: Layout, device: torch.device
+    config: ModelConfig, seed: int, layout: Layout, device: torch.device, drawn: bool = True
 ) -> KexaForCausalLM:
     """:func:`new_model` over the ranks of a layout, the same values to the bit.
 
-    No rank ever holds more than one whole parameter; every rank draws them all.
+    No rank ever holds more than one whole parameter; every rank draws them all. Not ``drawn``, they
+    are zero and wait for a checkpoint, which spares a large model the time.
     """
     with torch.device("meta"):
         model = KexaForCausalLM(config)
     shard(model, layout)
     model.to_empty(device=device)
-    for buffer in model.buffers():
-        buffer.zero_()
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        tensor.detach().zero_()
     torch.manual_seed(seed)
+    if not drawn:
+        return model
     torch.empty(config.vocab_size, config.hidden_size).normal_()  # as nn.Embedding does when built
     for name, p in model.named_parameters():
         whole = torch.ones(p.shape)
@@ -268,7 +271,8 @@ def start_curriculum(
     if layout.size == 1:
         model = new_model(run.model, run.seed).to(device)
     else:
-        model = new_sharded_model(run.model, run.seed, layout, device)
+        fresh = not run.decay_stage and not list_checkpoints(run.directory)
+        model = new_sharded_model(run.model, run.seed, layout, device, drawn=fresh)
     set_numerics(model, run.numerics)
     set_recompute(model, config.recompute)
     optimizers = build_optimizers(model, config)

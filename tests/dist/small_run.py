@@ -5,6 +5,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -13,9 +14,14 @@ from kexa import dist
 from kexa.config import load
 from kexa.data.choices import Question
 from kexa.model import set_recompute
-from kexa.train import Muon, build_optimizers, fit, set_numerics, wsd
+from kexa.train import Muon, build_optimizers, fit, pretrain, set_numerics, wsd
 from kexa.train.evaluation import Evaluation, HeldOut, evaluate
-from kexa.train.pretrain import new_sharded_model, training_loss
+from kexa.train.pretrain import (
+    Pretraining,
+    new_sharded_model,
+    start_curriculum,
+    training_loss,
+)
 from tests.train.conftest import CONFIG, OPTIMIZATION, tiny_model
 
 STEPS = 10
@@ -83,6 +89,21 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         name: (t.full_tensor() if isinstance(t, DTensor) else t).clone()
         for name, t in model.state_dict().items()
     }
+
+
+def curriculum(
+    run: Pretraining, fsdp: int, ep: int, take: int
+) -> tuple[list, dict[str, torch.Tensor], int]:
+    """As :func:`run`, of a pretraining run; and how many parameters were given initial values."""
+    torch.set_num_threads(1)
+    layout = dist.join(fsdp, ep, torch.device("cpu"))
+    with mock.patch.object(pretrain, "place", wraps=pretrain.place) as place:
+        model, _, steps = start_curriculum(run, torch.device("cpu"), layout)
+    records = list(itertools.islice(steps, take))
+    steps.close()
+    state = whole_state(model)
+    dist.leave()
+    return records, state, place.call_count
 
 
 def part(fsdp: int, ep: int, take: int, directory: Path) -> tuple[list, dict[str, torch.Tensor]]:
