@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-
 from torch.distributed.tensor import DTensor, Replicate
 
 from kexa.dist.experts import ParallelExperts

@@ -14,7 +14,7 @@ from kexa import dist
 from kexa.config import load
 from kexa.data.choices import Question
 from kexa.model import set_recompute
-from kexa.train import Muon, build_optimizers, fit, pretrain, set_numerics, wsd
+from kexa.train import build_optimizers, fit, pretrain, set_numerics, wsd
 from kexa.train.evaluation import Evaluation, HeldOut, evaluate
 from kexa.train.pretrain import (
     Pretraining,
@@ -28,7 +28,9 @@ STEPS = 10
 _ROWS = torch.Generator().manual_seed(99)
 EVALUATION = Evaluation(
     {
-        name: HeldOut(torch.randint(2, 64, (3, 12), generator=_ROWS), torch.zeros(3, 12).long(), 2.0)
+        name: HeldOut(
+            torch.randint(2, 64, (3, 12), generator=_ROWS), torch.zeros(3, 12).long(), 2.0
+        )
         for name in ("en", "code")
     },
     {

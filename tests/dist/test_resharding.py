@@ -37,8 +37,8 @@ def test_a_sharded_pretraining_goes_on_without_drawing_its_parameters(tmp_path):
     stages = {"foundation": 4, "domain": 2, "reasoning": 2}
     config = dataclasses.replace(
         load("smoke").pretrain, numerics="fp32", sequence_length=12, batch_size=8,
-        stage_steps=stages, mixtures=dict.fromkeys(stages, {"en": 1.0}), synthetic_documents={},
-        checkpoint_every=3,
+        stage_steps=stages, mixtures={stage: {"en": 1.0} for stage in stages},
+        synthetic_documents={}, checkpoint_every=3,
     )  # fmt: skip
     whole = Pretraining("fp32", CONFIG, config, 0, tmp_path / "tokens", ("en",), tmp_path / "whole")
     killed = dataclasses.replace(whole, checkpoints=tmp_path / "killed")
