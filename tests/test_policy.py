@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -108,6 +110,16 @@ def test_the_skip_path_imports_no_torch():
 def test_modules_stay_short():
     long = {m: n for m, p in modules().items() if (n := len(p.read_text().splitlines())) > 600}
     assert not long
+
+
+def test_no_folder_is_left_out_of_tests_or_lint(pytestconfig):
+    """By default both tools leave out every folder called dist, as one for built packages."""
+    folders = {part for path in PYTHON for part in path.relative_to(ROOT).parent.parts}
+    left_out = pytestconfig.getini("norecursedirs")
+    assert [f for f in folders if any(fnmatch.fnmatch(f, pattern) for pattern in left_out)] == []
+    command = [sys.executable, "-m", "ruff", "check", "--show-files"]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert {str(path) for path in PYTHON} <= set(shown.splitlines())
 
 
 def test_every_module_says_what_it_is():
