@@ -206,6 +206,13 @@ class PretrainConfig:
     validation_rows: int  # held-out sequences per category
     probes: dict[str, int]  # questions of each kind of kexa.data.choices asked after each stage
 
+    def __post_init__(self):
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"pretrain.accumulate={self.accumulate} must divide "
+                f"pretrain.batch_size={self.batch_size}"
+            )
+
 
 RIVALS = ("gzip", "xz", "xz after its own text", "n-gram")  # of :mod:`kexa.eval.baselines`
 

@@ -53,6 +53,7 @@ def test_overrides_are_dotted_and_typed():
         ({"data.sources": [1]}, "data.sources[0] must be str, got 1"),
         ({"model": 3}, "model must be a section, got 3"),
         ({"model.vocab_size": 7}, "model.vocab_size=7 but tokenizer.vocab_size="),
+        ({"pretrain.accumulate": 3}, "accumulate=3 must divide pretrain.batch_size=16"),
         ({"baselines.beaten": ["xz", "zip"]}, "beaten names 'zip'; use gzip, xz"),
         ({"model.sliding_window_pattern": "LLX"}, "sliding_window_pattern is 'LLX'"),
         ({"model.num_attention_heads": 5}, "num_attention_heads=5 is not a multiple"),

@@ -130,12 +130,14 @@ def _settings() -> Iterator[None]:
     """A ValueError in here is about an argument, the config or a file; in training it is a fault.
 
     Raises:
-        ConfigError: for every ValueError.
+        ConfigError: for every ValueError but a CheckpointError.
     """
     try:
         yield
+    except CheckpointError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, CheckpointError) else ConfigError(str(error)) from error
+        raise ConfigError(str(error)) from error
 
 
 def _train(

@@ -134,7 +134,7 @@ def test_recomputation_holds_less_and_computes_more():
 
 def test_traffic_by_hand():
     """Two ranks along each axis of the tiny model: all four on one machine."""
-    tiny = replace(FULL.pretrain, batch_size=8, sequence_length=16, numerics="fp32")
+    tiny = replace(FULL.pretrain, batch_size=8, accumulate=1, sequence_length=16, numerics="fp32")
     found = plan.plan(CONFIG, tiny, fsdp=2, ep=2, rows=1).traffic
     assert plan.plan(CONFIG, tiny, 2, 2, 1).accumulate == 2
     experts = 3 * 4 * 3 * 16 * 8 // 2  # of one place along "ep": layers, E, matrices, D, F
