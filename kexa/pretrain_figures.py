@@ -112,10 +112,11 @@ def contexts(ngram: ArrayLike, model: ArrayLike, known: ArrayLike) -> Figure:
     )
     plot.bars(
         {group: gap.estimate for group, gap in zip(groups, gaps.values(), strict=True)},
-        f"The model is better after {_listed(won)} known tokens:\n{share:.0%} of all targets"
+        f"The model is better with {_listed(won)} of {known.max()} tokens known:\n"
+        f"{share:.0%} of all targets"
         if won
-        else f"The model is nowhere better;\nit loses most after {worst} known tokens: "
-        f"{-gaps[worst].estimate:.2f} nats",
+        else f"The model is nowhere better;\nit loses most with {worst} of {known.max()} tokens "
+        f"known: {-gaps[worst].estimate:.2f} nats",
         "n-gram's nats - model's, 95% interval",
         intervals={group: gap[1:] for group, gap in zip(groups, gaps.values(), strict=True)},
         baseline={"equal": 0.0},

@@ -49,14 +49,16 @@ def test_contexts_compare_losses_target_by_target():
     assert heights(differences) == pytest.approx([1.0, -0.52])
     assert [label.get_text() for label in losses.get_xticklabels()] == ["0\n38%", "2\n62%"]
     title = differences.get_title(loc="left")
-    assert title == "The model is better after 0 known tokens:\n38% of all targets"
+    assert title == "The model is better with 0 of 2 tokens known:\n38% of all targets"
 
 
 def test_contexts_say_when_the_model_wins_nowhere():
     ngram, model = [1.0, 1.2, 1.0, 1.2], [2.0, 2.2, 1.4, 1.8]
     *_, differences = pretrain_figures.contexts(ngram, model, [0, 0, 3, 3]).axes
     title = differences.get_title(loc="left")
-    assert title == "The model is nowhere better;\nit loses most after 0 known tokens: 1.00 nats"
+    assert (
+        title == "The model is nowhere better;\nit loses most with 0 of 3 tokens known: 1.00 nats"
+    )
 
 
 def test_boundaries_compare_the_last_two_stages():
