@@ -296,10 +296,10 @@ for rival in compared.beaten:
 # intervals take targets for independent).
 
 # %%
-pairs = [(row, ngram.losses(row.input_ids, row.document_ids)) for row in rows.values()]
-known = torch.cat([torch.tensor(ngram.known(r.input_ids, r.document_ids)) for r, _ in pairs])
-by_ngram = torch.cat([torch.tensor(nats) for _, nats in pairs])
-by_model = torch.cat([target_losses(model, row) for row, _ in pairs])
+each = [(r.input_ids, r.document_ids) for r in rows.values()]
+known = torch.cat([torch.tensor(ngram.known(*row)) for row in each])
+by_ngram = torch.cat([torch.tensor(ngram.losses(*row)) for row in each])
+by_model = torch.cat([target_losses(model, r) for r in rows.values()])
 figure = pretrain_figures.contexts(by_ngram, by_model, known)
 caption = f"Losses of single targets by the tokens of context that the {compared.order}-gram knows."
 run.figure(figure, "contexts", caption=caption)
