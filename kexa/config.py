@@ -212,6 +212,10 @@ class PretrainConfig:
                 f"pretrain.accumulate={self.accumulate} must divide "
                 f"pretrain.batch_size={self.batch_size}"
             )
+        if len(self.stage_steps) < 2 or min(self.stage_steps.values()) < 1:
+            raise ConfigError(
+                f"pretrain.stage_steps={self.stage_steps}: two stages or more, each of 1 or more"
+            )
 
 
 RIVALS = ("gzip", "xz", "xz after its own text", "n-gram")  # of :mod:`kexa.eval.baselines`
@@ -227,6 +231,9 @@ class BaselinesConfig:
     beaten: tuple[str, ...]  # those of RIVALS that the model must beat in every category
 
     def __post_init__(self):
+        for key in ("order", "train_bytes", "heldout_bytes"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"baselines.{key}={getattr(self, key)} must be 1 or more")
         for name in self.beaten:
             if name not in RIVALS:
                 raise ConfigError(f"baselines.beaten names {name!r}; use {', '.join(RIVALS)}")

@@ -107,7 +107,7 @@ def bars(
     baseline: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """One bar per name, its value written on it.
+    """One bar per name, its value written on it where it has no interval.
 
     Args:
         intervals: ``intervals[name] = (low, high)``, drawn as error bars.

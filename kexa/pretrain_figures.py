@@ -103,7 +103,7 @@ def contexts(ngram: ArrayLike, model: ArrayLike, known: ArrayLike) -> Figure:
     plot.grouped_bars(
         groups,
         {
-            "n-gram": [ngram[at].mean() for at in of.values()],
+            "n-gram of all text": [ngram[at].mean() for at in of.values()],
             "model": [model[at].mean() for at in of.values()],
         },
         f"All targets: n-gram {ngram.mean():.2f} nats, model {model.mean():.2f}",
@@ -163,7 +163,7 @@ def fp8(codes: Mapping[str, ArrayLike], errors: Mapping[str, ArrayLike]) -> Figu
     figure, (left, right) = plot.panels(2, width=5.8)
     plot.lines(
         {name: (powers, by_power) for name, by_power in shares.items()},
-        f"{subnormal[most]:.2f}% of the {most} is below the normal\nnumbers of its tile, "
+        f"{subnormal[most]:.2f}% of the {most} is below the\nformat's normal numbers, "
         f"{shares[most][0]:.2f}% becomes zero",
         "power of two of the code",
         "% of the operand's values",
@@ -199,7 +199,6 @@ def branch(
         step_tokens: tokens of a step.
     """
     (end, decayed), final = list(branched.items())[-1], list(whole)[-1]
-    there, left = whole[end], "below" if decayed < whole[end] else "above"
     figure, (schedule, losses) = plot.panels(2, width=5.6)
     plot.lines(
         rates,
@@ -214,8 +213,8 @@ def branch(
             name: ([step * step_tokens for step in bits], list(bits.values()))
             for name, bits in curves.items()
         },
-        f"With equal tokens the branch is {abs(there - decayed):.3f} bits {left}\n"
-        f"the whole run, whose end is {decayed - whole[final]:.3f} below the branch's",
+        f"With equal tokens the branch is {_apart(decayed, whole[end])} the whole run;\n"
+        f"the end of the whole run is {_apart(whole[final], decayed)} the branch's",
         "tokens",
         "held-out bits per byte, mean over categories",
         ax=losses,
@@ -257,8 +256,7 @@ def expert_load(load: ArrayLike) -> Figure:
 
 def violation(load: ArrayLike) -> Figure:
     """The largest load of each layer less 1; ``load`` as in :func:`expert_load`."""
-    parts, steps = _parts(np.asarray(load).max(-1) - 1)
-    means = np.stack([part.mean(0) for part in parts], 1)
+    means, steps = imbalance(load)
     depth, at = np.unravel_index(means.argmax(), means.shape)
     return plot.heatmap(
         means,
@@ -271,6 +269,12 @@ def violation(load: ArrayLike) -> Figure:
         unit="maximum violation (0 = equal loads)",
         vmin=0.0,
     ).figure
+
+
+def imbalance(load: ArrayLike) -> tuple[np.ndarray, list[int]]:
+    """What :func:`violation` draws: means over stretches of steps [L, up to BINS], their starts."""
+    parts, steps = _parts(np.asarray(load).max(-1) - 1)
+    return np.stack([part.mean(0) for part in parts], 1), steps
 
 
 def router_entropy(steps: Sequence[int], entropies: ArrayLike, experts: int) -> Figure:
@@ -298,6 +302,13 @@ def _thinned(values: ArrayLike, most: int = 8192) -> np.ndarray:
     """Evenly spaced values, so that operands of different size are drawn alike."""
     values = np.asarray(values)
     return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
+
+
+def _apart(one: float, other: float) -> str:
+    """How one number of bits stands to another, to go before the other's name."""
+    if abs(one - other) < 0.0005:
+        return "within 0.001 bits of"
+    return f"{abs(one - other):.3f} bits {'below' if one < other else 'above'}"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -10,8 +10,8 @@ Runs are paired: for one seed all variants start from the same values and see th
 the same order; other seeds change both. A study with ``rates`` first tries every optimizer with
 each of them on one more seed and gives each the rate of its lowest final loss.
 
-Lines of a CPU and of a GPU may stand in one file and are read apart (:func:`by_device`): FP8 is
-emulated on one and multiplied on the other.
+Lines of a CPU and of a GPU may stand in one file and are read apart (:func:`by_device`): the recipe
+"fp8" is emulated on one and multiplied on the other. The coarser recipes are emulated on both.
 
 What is measured is the next-token loss on held-out rows, the same in all runs, in nats per token,
 at evenly spaced steps. :func:`evaluate` turns the lines into intervals:
@@ -39,6 +39,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ from kexa.record import device_name, environment, write_atomic, writing
 from kexa.statistics import Interval, mean_interval
 from kexa.tokenizer import train_tokenizer
 from kexa.train.evaluation import HeldOut, held_out, pooled, validate
-from kexa.train.fp8 import set_numerics
+from kexa.train.fp8 import POLICIES, set_numerics
 from kexa.train.loop import TrainingDiverged, fit
 from kexa.train.optim import build_optimizers
 from kexa.train.pretrain import new_model, stage_weights
@@ -76,7 +77,7 @@ class Unfinished(ValueError):
 class Trial:
     """Everything that makes a run, but for its seed and its text."""
 
-    numerics: str  # "fp8", "bf16" or "fp32"
+    numerics: str  # one of kexa.train.fp8.POLICIES
     optimizer: str  # of matrices: "muon" or "adamw"
     learning_rate: float
     steps: int
@@ -158,7 +159,8 @@ def load(name: str) -> Study:
     """A study of configs/studies.toml.
 
     Raises:
-        ConfigError: no such study; a key that is unknown, missing or of the wrong type.
+        ConfigError: no such study; a key that is unknown, missing or of the wrong type; a study
+            that could not end with an interval.
     """
     file = configs.build(_File, configs.read_toml(FILE), "")
     if name not in file.studies:
@@ -169,6 +171,19 @@ def load(name: str) -> Study:
         variant: configs.build(Trial, base | changes, f"studies.{name}.variants.{variant}")
         for variant, changes in table.variants.items()
     }
+    for variant, trial in variants.items():
+        where = f"studies.{name}.variants.{variant}"
+        if trial.numerics not in POLICIES:
+            raise ConfigError(f"{where}: numerics {trial.numerics!r}; use {', '.join(POLICIES)}")
+        if trial.optimizer not in ("muon", "adamw"):
+            raise ConfigError(f"{where}: optimizer {trial.optimizer!r}; use muon or adamw")
+        if not 1 <= trial.points <= trial.steps:
+            raise ConfigError(f"{where}: points={trial.points} must lie in 1..steps={trial.steps}")
+    if table.seeds < 2 or len(variants) < 2:
+        raise ConfigError(
+            f"studies.{name}: {table.seeds} seeds of {len(variants)} variants; an interval of a "
+            "difference needs two of each"
+        )
     return Study(
         name, table.question, tuple(range(table.seeds)), table.seeds, table.rates,
         configs.build(Trial, base, f"studies.{name}.trial"), variants, table.profile, file.threads,
@@ -211,7 +226,7 @@ def kept_text(study: Study, path: Path) -> Text:
     """:func:`read_text`, kept in a file: for a machine without the corpus, or many short calls.
 
     Raises:
-        ConfigError: the file holds the text of other settings.
+        ConfigError: the file holds the text of other settings, or something else.
     """
     profile = configs.load(study.profile)
     trial, pretrain = study.trial, profile.pretrain
@@ -225,8 +240,12 @@ def kept_text(study: Study, path: Path) -> Text:
         data = io.BytesIO()
         torch.save(_as_tensors(text) | {"settings": settings}, data)
         write_atomic(path, data.getvalue())
-    kept = torch.load(path)
-    if kept["settings"] != settings:
+    try:
+        kept = torch.load(path)
+        of = kept["settings"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path.name} is not the text of a study: name another file") from error
+    if of != settings:
         raise ConfigError(
             f"{path.name} holds the text of other settings than study {study.name!r} has now: "
             "remove it, or name another file"
@@ -354,16 +373,11 @@ def measure(
     mixture = Mixture(text.streams, text.weights, trial.sequence_length, trial.batch_size, seed)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
-        input_ids, document_ids = mixture.batch(step)
-        return {"input_ids": input_ids, "document_ids": document_ids}
+        return dict(zip(("input_ids", "document_ids"), mixture.batch(step), strict=True))
 
     def loss_fn(model: torch.nn.Module, batch: dict[str, torch.Tensor]):
-        return model.loss(
-            batch["input_ids"],
-            batch["document_ids"],
-            mtp_weight=0.0,
-            balance_weight=trial.balance_weight,
-        )
+        weights = {"mtp_weight": 0.0, "balance_weight": trial.balance_weight}
+        return model.loss(batch["input_ids"], batch["document_ids"], **weights)
 
     schedule = functools.partial(
         wsd, steps=trial.steps, warmup_share=trial.warmup_share, decay_share=trial.decay_share
@@ -553,11 +567,19 @@ def _key(variant: str, seed: int, trial: Trial | Mapping[str, Any], **_: Any) ->
     return json.dumps([variant, seed, settings])
 
 
+def seeds_told(study: Study, outcome: Outcome) -> str:
+    """How many seeds count, of how many that were planned, and why others do not."""
+    planned, finished = len(study.seeds), len(outcome.seeds)
+    told = f"{finished} seeds" if finished == planned else f"{finished} of {planned} seeds"
+    for variant, lost in outcome.diverged.items():
+        told += f", {variant} diverged with {len(lost)} more"
+    return told
+
+
 def report(study: Study, outcome: Outcome) -> list[str]:
     """The outcome in words."""
     base = next(iter(study.variants))
-    spread = f"{len(outcome.seeds)} seeds, nats per held-out token"
-    rows = [f"{study.question} {spread}"]
+    rows = [f"{study.question} {seeds_told(study, outcome)}; nats per held-out token"]
     for optimizer, tried in outcome.tuning.items():
         each = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in sorted(tried.items()))
         rows.append(f"  final loss by learning rate, {optimizer}: {each}")
@@ -565,8 +587,6 @@ def report(study: Study, outcome: Outcome) -> list[str]:
         gap = outcome.gaps.get(variant)
         against = f", {_percent(gap)} against {base}" if gap else ""
         rows.append(f"  {variant}: {np.mean(losses):.4f}{against}")
-    for variant, lost in outcome.diverged.items():
-        rows.append(f"  {variant} diverged with {len(lost)} more seeds, which do not count")
     rows.append(f"  two seeds of {base} differ by {outcome.reseed:.2%} (one deviation)")
     for optimizer, share in outcome.tokens.items():
         text = "not with every seed" if share is None else f"with {share} of the tokens"

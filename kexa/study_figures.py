@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kexa import plot
 from kexa.statistics import Interval, mean_band
-from kexa.study import Outcome, Study
+from kexa.study import Outcome, Study, seeds_told
 
 LABELS = {
     "adamw": "AdamW",
@@ -40,7 +40,8 @@ def costs(study: Study, outcome: Outcome) -> Figure:
         columns | {apart: (100 * (at_base / at_base.mean() - 1)).tolist()},
         {LABELS[v]: tuple(100 * x for x in outcome.gaps[v]) for v in others},
         f"{LABELS[dearest]} costs {_percent(outcome.gaps[dearest])};\n"
-        f"two seeds of {LABELS[base]} differ by {outcome.reseed:.1%}",
+        f"two seeds of {LABELS[base]} differ by {outcome.reseed:.1%}\n"
+        f"({seeds_told(study, outcome)})",
         f"final held-out loss against {LABELS[base]}'s (%)",
         baseline={"no difference": 0},
         ax=left,
@@ -94,7 +95,8 @@ def optimizers(study: Study, outcome: Outcome) -> Figure:
     plot.lines(
         {"Muon": ([length for length, _ in ends], [gap for _, (gap, _, _) in ends])},
         "Muon reaches AdamW's final loss\n"
-        + (f"with {share} of its tokens" if share else "not with every seed"),
+        + (f"with {share} of its tokens" if share else "not with every seed")
+        + f"\n({seeds_told(study, outcome)})",
         "tokens of Muon's schedule / AdamW's",
         "final loss against AdamW's (%)",
         bands={"Muon": ([low for _, (_, low, _) in ends], [high for _, (_, _, high) in ends])},

@@ -80,12 +80,13 @@ config = run.config.pretrain
 # $$s = \max(\mathrm{amax}, 10^{-4}) / 448, \qquad \hat x = s \cdot \mathrm{E4M3}(x / s)$$
 #
 # Activations and gradients have tiles of 1 x 128 along the axis that the product sums over,
-# weights blocks of 128 x 128 (chosen: DeepSeek-V3's recipe, since the report names none). One
-# outlier then costs the precision of its own tile and of no other:
+# weights blocks of 128 x 128 (chosen: DeepSeek-V3's recipe, since the report names none). Numbers
+# more than about $2^{15}$ below the largest of their tile lose bits; an outlier that leaves the
+# others so far behind costs the precision of its own tile and of no other:
 
 # %%
 x = torch.randn(2, 256, generator=torch.Generator().manual_seed(seed))
-x[0, 0] = 1000.0  # an outlier in the first tile of the first row
+x[0, 0] = 1e5  # an outlier in the first tile of the first row
 relative = (quantize(x, 1, 128) - x).abs() / x.abs()
 for name, tile in {"with the outlier": relative[0, 1:128], "beside it": relative[0, 128:]}.items():
     print(f"median relative error in the tile {name}: {tile.median():.4f}")
@@ -138,26 +139,26 @@ print("\n".join(effect_table(corpus.effects)))
 print("\n".join(intake_table(corpus)))
 
 # %%
-shares = removed_shares(corpus)
+removed = removed_shares(corpus)
 steps = [
-    step for step in run.config.data.steps if any(step in by_step for by_step in shares.values())
+    step for step in run.config.data.steps if any(step in by_step for by_step in removed.values())
 ]
-source = max(shares, key=lambda s: sum(shares[s].values()))
-step = max(shares[source], key=shares[source].get)
+source = max(removed, key=lambda s: sum(removed[s].values()))
+strictest = max(removed[source], key=removed[source].get)
 ax = plot.heatmap(
-    [[100 * by_step.get(step, 0) for step in steps] for by_step in shares.values()],
-    f"{source} loses {sum(shares[source].values()):.1%} of its documents, "
-    f"{shares[source][step]:.1%} to {step}",
+    [[100 * by_step.get(step, 0) for step in steps] for by_step in removed.values()],
+    f"{source} loses {sum(removed[source].values()):.1%} of its documents, "
+    f"{removed[source][strictest]:.1%} to {strictest}",
     "cleaning step",
     "source",
     steps,
-    list(shares),
+    list(removed),
     "% of the documents looked at",
 )
 run.figure(ax.figure, "cleaning", caption="What each cleaning step removed, by source.")
-lost = sum(effect.removed for effect in corpus.effects)
-looked_at = lost + sum(intake.kept for intake in corpus.intake)
-run.value("documents removed by cleaning", lost / looked_at, unit="share", note=f"{lost:,}")
+gone = sum(effect.removed for effect in corpus.effects)
+looked_at = gone + sum(intake.kept for intake in corpus.intake)
+run.value("documents removed by cleaning", gone / looked_at, unit="share", note=f"{gone:,}")
 
 # %% [markdown]
 # ## Three stages, one run
@@ -189,15 +190,19 @@ run.value("passes over the most read category", passes[most], unit="epochs", not
 # probes go with them: questions with four options, of which the model takes the likeliest. The
 # baseline is the unigram entropy of the held-out tokens themselves: no predictor that ignores
 # context can be better, whatever it was fitted on, and since few tokens show less variety than
-# the language has, it is stricter than that of the language.
+# the language has, it is stricter than that of the language. Over all categories together part of
+# what context tells is which language this is, so the entropies of the single categories are the
+# harder baseline.
 
 # %%
 evaluation = stage_evaluation(vocabulary, corpus, config, seed)
 natural = {category: evaluation.sets[category] for category in corpus.heldout}
 skills = {kind: evaluation.sets[kind] for kind in config.synthetic_documents}
 entropy = unigram_entropy(torch.cat([rows.targets for rows in natural.values()]))
+within = pooled({c: unigram_entropy(rows.targets) for c, rows in natural.items()}, natural)
 run.value("unigram entropy", entropy, unit="nats/token")
-print(f"unigram entropy of the held-out text: {entropy:.3f} nats/token")
+run.value("unigram entropy within categories", within, unit="nats/token")
+print(f"unigram entropy: {entropy:.3f} nats/token, {within:.3f} where the category is known")
 
 # %% [markdown]
 # ## The run, and a second one that differs in numerics alone
@@ -236,10 +241,10 @@ print(f"{len(records)} steps, {records[-1].tokens:,} tokens, {skipped} skipped b
 # A loss in nats per token depends on the tokenizer; bits per byte do not, so a network can be
 # compared with what needs none. The n-gram model counts the same tokens (interpolated modified
 # Kneser-Ney), of all categories or of one, and predicts the same targets from what the row shows of
-# a document; in each category the better of the two is the one to beat. xz reads a category's
-# training text, then the held-out documents one after the other, and pays for the latter only.
-# gzip looks back 32 KB, too short for any training text to help. The compressors have an advantage:
-# they see documents whole and learn from one for the next, where the others see a row.
+# a document; in each category the better of the two is the one to beat. gzip and xz read the
+# held-out documents one after the other; once more xz reads a category's training text before them
+# and pays for the held-out text only. The compressors have an advantage: they see documents whole
+# and learn from one for the next, where the others see a row.
 
 # %%
 losses = validate(model, natural)
@@ -290,10 +295,10 @@ for rival in compared.beaten:
     )
 
 # %% [markdown]
-# Where does each of them win? A long context that the n-gram model has met word for word it
-# answers from memory; one that it has never met it can only shorten. Targets are sorted here by how
-# many tokens just before them it knows, and the losses of both are compared target by target (the
-# intervals take targets for independent).
+# Where does each of them win? A long context that an n-gram model has met word for word it answers
+# from memory; one that it has never met it can only shorten. Targets are sorted here by how many
+# tokens just before them the n-gram model of all text knows, and the losses of both are compared
+# target by target (the intervals take targets for independent).
 
 # %%
 each = [(r.input_ids, r.document_ids) for r in rows.values()]
@@ -312,6 +317,8 @@ for k in known.unique().tolist():
 margin = entropy - validation
 run.value("validation loss", validation, unit="nats/token", headline=True)
 run.value("nats below unigram entropy", margin, unit="nats/token", headline=True)
+run.value("nats below unigram entropy within categories", within - validation, unit="nats/token")
+print(f"of {margin:.3f} nats, {entropy - within:.3f} are worth what the category alone tells")
 run.check(
     "validation loss is at least 1.5 nats under the unigram entropy of the same split",
     margin >= 1.5,
@@ -333,7 +340,7 @@ for category, loss in validate(model, skills).items():
 #
 # The same rows and questions, asked after the last step of each stage; training has the same bits
 # with these pauses and without. From one stage to the next a category's share of the mixture
-# changes, and in the last one the learning rate decays as well. The unigram entropy here is that of
+# changes, and towards the end the learning rate decays as well. The unigram entropy here is that of
 # the category's own held-out tokens.
 
 # %%
@@ -363,29 +370,31 @@ run.figure(figure, "boundaries", caption="Bits per byte by category at each stag
 # random, is asked: answers that ignore the question are right one time in four.
 
 # %%
-asked = {kind: len(questions) for kind, questions in evaluation.probes.items()}
-shares = {
-    stage: [wilson(round(figures[f"probe {kind}"] * n), n) for kind, n in asked.items()]
-    for stage, figures in boundaries.items()
-}
-guess = {kind: chance(questions) for kind, questions in evaluation.probes.items()}
-above = [k for k, s in zip(asked, shares[list(boundaries)[-1]], strict=True) if s.low > guess[k]]
-ax = plot.grouped_bars(
-    [f"{kind} ({n} questions)" for kind, n in asked.items()],
-    {f"after {stage}": [s.estimate for s in row] for stage, row in shares.items()},
-    f"Clearly above chance after the last stage: {', '.join(above) or 'no probe'}",
-    "share of questions right, 95% interval",
-    intervals={f"after {stage}": [s[1:] for s in row] for stage, row in shares.items()},
-    baseline={"chance": max(guess.values())},
-)
-run.figure(ax.figure, "probes", caption="Multiple-choice probes at each stage boundary.")
+if evaluation.probes:
+    asked = {kind: len(questions) for kind, questions in evaluation.probes.items()}
+    right = {
+        stage: [wilson(round(figures[f"probe {kind}"] * n), n) for kind, n in asked.items()]
+        for stage, figures in boundaries.items()
+    }
+    guess = {kind: chance(questions) for kind, questions in evaluation.probes.items()}
+    last = right[list(boundaries)[-1]]
+    above = [k for k, s in zip(asked, last, strict=True) if s.low > guess[k]]
+    ax = plot.grouped_bars(
+        [f"{kind} ({n} questions)" for kind, n in asked.items()],
+        {f"after {stage}": [s.estimate for s in row] for stage, row in right.items()},
+        f"Clearly above chance after the last stage: {', '.join(above) or 'no probe'}",
+        "share of questions right, 95% interval",
+        intervals={f"after {stage}": [s[1:] for s in row] for stage, row in right.items()},
+        baseline={"chance": max(guess.values())},
+    )
+    run.figure(ax.figure, "probes", caption="Multiple-choice probes at each stage boundary.")
 
 # %% [markdown]
 # ## FP8 against BF16
 #
-# With a reference, both curves (means of ten steps) see the same batch at the same step, so their
-# difference is numerics and nothing else. A jump where a stage starts is its mixture, not its
-# learning.
+# With a reference, both curves (means of the last ten steps) see the same batch at the same step,
+# so their difference is numerics and nothing else. A jump where a stage starts is its mixture, not
+# its learning.
 
 
 # %%
@@ -405,11 +414,14 @@ if config.reference:
 else:
     found = f"Training in {config.numerics.upper()} ends at {validation:.2f} nats of held-out text"
 ax = plot.lines(
-    {name: (range(len(curve)), curve) for name, curve in curves.items()},
+    {
+        name: (range(len(records) - len(curve), len(records)), curve)
+        for name, curve in curves.items()
+    },
     found,
     "optimizer step",
     "training loss, nats per token",
-    hlines={"unigram entropy": entropy},
+    hlines={"unigram entropy of the natural held-out text": entropy},
 )
 for stage, start in curriculum.starts.items():
     ax.axvline(start, color="0.7", linewidth=0.8)
@@ -441,7 +453,7 @@ def show(name, draw):
         print(f"{chosen.question} Not answered yet: run `kexa study {name}`")
     for device, outcome in outcomes.items():
         print(f"{device}: " + "\n".join(study.report(chosen, outcome)))
-        seeds = f"{len(outcome.seeds)} seeds on {device}"
+        seeds = f"{study.seeds_told(chosen, outcome)} on {device}"
         file = "-".join(["study", name, *device.lower().split()])
         run.figure(draw(chosen, outcome), file, caption=f"Study {name}: {seeds}; 95% intervals.")
         for variant, gap in outcome.gaps.items():
@@ -453,10 +465,12 @@ for name in ("fp8", "recipes"):
     show(name, study_figures.costs)
 
 # %% [markdown]
-# How large are the errors that training shrugs off? The format's bound for normal numbers is
-# $2^{-4}$ of the value; those below $2^{-6}$ after scaling, about $2^{-15}$ of the largest of their
-# tile, have fewer bits and lose more, and the smallest become zero. Shown are the operands of one
-# product in the middle of the network, on one more batch: which codes they become, and the error.
+# How large are the errors behind these differences? The format's bound for normal numbers is
+# $2^{-4}$ of the value; those below $2^{-6}$ after scaling have fewer bits and lose more, and the
+# smallest become zero. Shown are the operands of one product in the middle of the network, on the
+# last training batch: which codes they become, and the error. A tile whose largest magnitude is
+# below the floor of $10^{-4}$ is not scaled up to 448. Gradients of a mean loss often are: their
+# underflow is the floor's doing, and where all tiles lie below it one scale serves them all.
 
 # %%
 layer = model.model.layers[len(model.model.layers) // 2].self_attn.o_proj
@@ -481,6 +495,9 @@ for name, operand in operands.items():
         scaled, rounded = quantize_blocks(operand[None]), quantize(operand, 128, 128)
     else:
         operand = operand.flatten(0, -2)
+        floored = (operand.abs().unflatten(1, (-1, 128)).amax(-1) < 1e-4).double().mean().item()
+        run.value(f"tiles below the floor, {name}", floored, unit="share")
+        print(f"{floored:.0%} of the tiles of the {name} are below the floor")
         scaled, rounded = quantize_rows(operand), quantize(operand, 1, 128)
     nonzero = operand != 0
     codes[name] = scaled.codes.float().view_as(operand)[nonzero]
@@ -488,17 +505,16 @@ for name, operand in operands.items():
 figure = pretrain_figures.fp8(codes, errors)
 run.figure(figure, "fp8_error", caption="E4M3 with blockwise scales: codes and relative errors.")
 for name, values in codes.items():
-    lost = (values == 0).double().mean().item()
-    run.value(f"underflow to zero, {name}", lost, unit="share of nonzero values")
+    zeros = (values == 0).double().mean().item()
+    run.value(f"underflow to zero, {name}", zeros, unit="share of nonzero values")
 
 # %% [markdown]
 # ## A decay branches off
 #
 # Warm-up, stable, decay: while the rate is stable no step depends on how long the run will be, so
 # a finished model can be had at any time. A branch takes the checkpoint where the second stage
-# begins, reads the same batches as the whole run, and decays over that stage alone. Against the
-# whole run at the same step it gains where the learning rate limits the loss, and not where, as
-# early in a short run, the number of steps does.
+# begins, reads the same batches as the whole run, and decays over that stage alone. The whole run
+# at the same step has the same tokens behind it and a higher learning rate.
 
 # %%
 second = list(config.stage_steps)[1]
@@ -559,7 +575,7 @@ run.figure(figure, "expert_load", caption="Expert load over training in three la
 # %%
 figure = pretrain_figures.violation(load)
 run.figure(figure, "violation", caption="Imbalance of every layer over training.")
-at_end = (load[-len(load) // 30 :].amax(-1) - 1).mean().item()
+at_end = pretrain_figures.imbalance(load)[0][:, -1].mean()
 run.value("maximum violation at the end", at_end, unit="max load / mean load - 1")
 
 # %% [markdown]
@@ -582,20 +598,20 @@ if measured:
 # ## What Muon does to an update
 #
 # Singular values of the momentum of one matrix at the last step, and of what Newton-Schulz makes
-# of it.
+# of it. (An update orthogonalises $G + \mu M$, the momentum and the step's own gradient.)
 
 # %%
 momentum = optimizers[0].state[layer.weight]["momentum"].float()
 before = torch.linalg.svdvals(momentum / torch.linalg.matrix_norm(momentum))
 after = torch.linalg.svdvals(orthogonalize(momentum).float())
-ratios = [float(s[0] / s[len(s) * 9 // 10]) for s in (before, after)]
+spreads = [float(s[0] / s[len(s) * 9 // 10]) for s in (before, after)]
 ax = plot.lines(
     {
         "momentum, Frobenius norm 1": (range(len(before)), before.tolist()),
         "after five Newton-Schulz steps": (range(len(after)), after.tolist()),
     },
-    f"The largest singular value is {ratios[0]:.0f} times the 90th-percentile one before, "
-    f"{ratios[1]:.1f} times after",
+    f"The largest singular value is {spreads[0]:.0f} times the one that\n"
+    f"nine in ten exceed before, {spreads[1]:.1f} times after",
     "index of the singular value",
     "singular value",
     logy=True,
@@ -619,7 +635,7 @@ for name in ("muon", "muon-small-batch"):
 # learning rate of 3e-4 (`configs/full.toml`). Not published, and therefore chosen there: batch
 # size, schedule lengths, mixtures, Muon's constants and the FP8 recipe. A gap between FP8 and
 # BF16 seen over a few hundred steps says that nothing is broken; it does not bound the gap after
-# a million steps. Here FP8 is emulated, so it saves neither time nor memory.
+# a million steps. On a chip without FP8 it is emulated and saves neither time nor memory.
 
 # %%
 set_numerics(model, "fp32")

@@ -54,6 +54,8 @@ def test_overrides_are_dotted_and_typed():
         ({"model": 3}, "model must be a section, got 3"),
         ({"model.vocab_size": 7}, "model.vocab_size=7 but tokenizer.vocab_size="),
         ({"pretrain.accumulate": 3}, "accumulate=3 must divide pretrain.batch_size=16"),
+        ({"pretrain.stage_steps": {"foundation": 9}}, "two stages or more"),
+        ({"baselines.order": 0}, "baselines.order=0 must be 1 or more"),
         ({"baselines.beaten": ["xz", "zip"]}, "beaten names 'zip'; use gzip, xz"),
         ({"model.sliding_window_pattern": "LLX"}, "sliding_window_pattern is 'LLX'"),
         ({"model.num_attention_heads": 5}, "num_attention_heads=5 is not a multiple"),

@@ -81,9 +81,18 @@ def test_branch_is_compared_with_the_run_at_equal_tokens(decayed, side):
     figure = pretrain_figures.branch(rates, whole, {10: 2.5, 20: decayed}, [0, 10, 20], 128)
     schedule, losses = titles(figure)
     assert schedule == "The branch ends after 20 of 30 steps"
-    assert f"the branch is 0.200 bits {side}" in losses
-    assert f"{decayed - 1.6:.3f} below the branch's" in losses
+    assert f"the branch is 0.200 bits {side} the whole run" in losses
+    assert f"end of the whole run is {decayed - 1.6:.3f} bits below the branch's" in losses
     assert figure.axes[1].lines[1].get_xdata().tolist() == [1280, 2560]
+
+
+def test_a_branch_that_gains_nothing_is_told_as_that():
+    rates = {"whole run": (range(30), [1.0] * 30), "branch": (range(10, 20), [0.5] * 10)}
+    whole = {10: 2.5, 20: 2.1, 30: 2.3}
+    figure = pretrain_figures.branch(rates, whole, {10: 2.5, 20: 2.1002}, [0, 10, 20], 128)
+    _, losses = titles(figure)
+    assert "the branch is within 0.001 bits of the whole run" in losses
+    assert "end of the whole run is 0.200 bits above the branch's" in losses
 
 
 def test_expert_figures_see_one_busy_expert():
@@ -111,6 +120,6 @@ def test_fp8_counts_codes_by_power_of_two():
     assert {power: share for power, share in weight.items() if share} == {0: 50, 1: 25, 8: 25}
     assert {p: share for p, share in gradient.items() if share} == {-10: 25, -9: 25, -6: 25, 8: 25}
     assert left.get_title(loc="left") == (
-        "50.00% of the gradient is below the normal\nnumbers of its tile, 25.00% becomes zero"
+        "50.00% of the gradient is below the\nformat's normal numbers, 25.00% becomes zero"
     )
     assert right.get_title(loc="left").startswith("At least 50.0% of every operand")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -135,6 +136,10 @@ def test_kept_text_is_the_text_and_of_these_settings_only(text, tmp_path, monkey
     longer = dataclasses.replace(study.trial, sequence_length=64)
     with pytest.raises(ConfigError, match=r"text.pt holds the text of other settings"):
         studies.kept_text(dataclasses.replace(study, trial=longer), path)
+    for other in (b"a picture", pickle.dumps([1, 2])):
+        path.write_bytes(other)
+        with pytest.raises(ConfigError, match=r"text.pt is not the text of a study"):
+            studies.kept_text(study, path)
 
 
 def test_lines_of_another_device_are_other_runs(text, tmp_path):
@@ -225,7 +230,30 @@ def test_a_seed_with_which_a_variant_diverged_is_counted_and_left_out():
     outcome = studies.evaluate(study, lines)
     assert outcome.seeds == [0, 2, 3] and outcome.diverged == {"bf16": [1]}
     assert outcome.gaps["fp8"].estimate == pytest.approx(0.02)
-    assert "  bf16 diverged with 1 more seeds, which do not count" in studies.report(study, outcome)
+    told = "3 of 12 seeds, bf16 diverged with 1 more"
+    assert studies.seeds_told(study, outcome) == told
+    assert told in studies.report(study, outcome)[0]
+    complete = dataclasses.replace(outcome, seeds=list(study.seeds), diverged={})
+    assert studies.seeds_told(study, complete) == "12 seeds"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('bf16 = { numerics = "bf16" }', 'bf16 = { numerics = "bf61" }'), "numerics 'bf61'; use"),
+        (('optimizer = "muon"', 'optimizer = "moun"'), "optimizer 'moun'; use muon or adamw"),
+        (("points = 10", "points = 0"), "points=0 must lie in 1..steps=1000"),
+        (("seeds = 12", "seeds = 1"), "1 seeds of 2 variants; an interval"),
+    ],
+)
+def test_a_study_that_cannot_end_is_refused(change, message, tmp_path, monkeypatch):
+    old, new = change
+    whole = studies.FILE.read_text(encoding="utf-8")
+    assert old in whole
+    (tmp_path / "studies.toml").write_text(whole.replace(old, new, 1), encoding="utf-8")
+    monkeypatch.setattr(studies, "FILE", tmp_path / "studies.toml")
+    with pytest.raises(ConfigError, match=message):
+        studies.load("fp8")
 
 
 def test_an_unknown_study_is_named(capsys):

@@ -42,7 +42,8 @@ def test_costs_show_every_seed_and_name_the_dearest_variant():
     figure = study_figures.costs(load("recipes"), outcome_of(FINALS, {}, {}))
     left, right = figure.axes
     low, high = (f"{100 * x:+.2f}%" for x in mean_interval([0.01, 0.03])[1:])
-    title = f"FP8 tensorwise costs +2.00% [{low}, {high}];\ntwo seeds of BF16 differ by 2.2%"
+    title = f"FP8 tensorwise costs +2.00% [{low}, {high}];\n"
+    title += "two seeds of BF16 differ by 2.2%\n(2 of 8 seeds)"
     assert left.get_title(loc="left") == title
     names = [label.get_text() for label in left.get_xticklabels()]
     assert names == ["FP8", "FP8 tensorwise", "BF16, each seed\nagainst the mean"]
@@ -70,7 +71,7 @@ def test_optimizers_show_rates_curves_and_lengths(muon):
     assert labels == ["AdamW (diverged at 0.002)", "Muon"]
     assert curves.get_lines()[0].get_ydata().tolist() == pytest.approx([6.1, 3.05])
     share = mean_interval([0.6, 0.7])
-    assert lengths.get_title(loc="left").endswith(f"with {share} of its tokens")
+    assert lengths.get_title(loc="left").endswith(f"with {share} of its tokens\n(2 of 5 seeds)")
     line = lengths.get_lines()[0]
     assert line.get_xdata().tolist() == [0.5, 0.75, 1.0]
     assert line.get_ydata()[-1] == pytest.approx(100 * muon.gaps["muon"].estimate)
@@ -79,7 +80,7 @@ def test_optimizers_show_rates_curves_and_lengths(muon):
 def test_a_loss_that_is_not_reached_is_said_so(muon):
     unreached = dataclasses.replace(muon, tokens={"muon": None})
     *_, lengths = study_figures.optimizers(load("muon"), unreached).axes
-    assert lengths.get_title(loc="left").endswith("not with every seed")
+    assert lengths.get_title(loc="left").endswith("not with every seed\n(2 of 5 seeds)")
 
 
 @pytest.mark.parametrize("name", ["fp8", "recipes", "muon", "muon-small-batch"])

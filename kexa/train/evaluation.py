@@ -5,7 +5,10 @@ Held-out loss is compared with the unigram entropy of the same tokens,
     H = - sum over v of p_v log p_v        p_v = share of token v among the targets,
 
 the loss of the best predictor that ignores context: a model has learned from context by as many
-nats as it lies below H. Losses in nats per token depend on the tokenizer, bits per byte do not:
+nats as it lies below H. Over text of several categories that includes which category this is: what
+lies below the mean of the categories' own entropies does not come from that.
+
+Losses in nats per token depend on the tokenizer, bits per byte do not:
 
     bits per byte = nats per token / ln 2 / (bytes per token of the category)
 

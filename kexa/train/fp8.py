@@ -316,7 +316,7 @@ def _rounded(matmul: Callable, experts: Callable) -> _Policy:
     return _Policy(matmul, experts, bf16_matmul, bf16_cross_entropy, bf16_on_gpu)
 
 
-_POLICIES = {
+POLICIES = {
     "fp8": _rounded(fp8_matmul, fp8_grouped_gemm),
     "fp8-rowwise": _rounded(rowwise_matmul, rowwise_grouped_gemm),
     "fp8-tensorwise": _rounded(tensorwise_matmul, tensorwise_grouped_gemm),
@@ -372,9 +372,9 @@ def set_numerics(model: nn.Module, policy: str) -> dict[str, list[str]]:
     Raises:
         ValueError: an unknown policy.
     """
-    if policy not in _POLICIES:
-        raise ValueError(f"numerics {policy!r}: use one of {', '.join(_POLICIES)}")
-    chosen = _POLICIES[policy]
+    if policy not in POLICIES:
+        raise ValueError(f"numerics {policy!r}: use one of {', '.join(POLICIES)}")
+    chosen = POLICIES[policy]
     changed: dict[str, list[str]] = {"linear": [], "experts": [], "high": []}
     for name, module in model.named_modules():
         if isinstance(module, SparseMoE):
