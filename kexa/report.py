@@ -100,14 +100,14 @@ def render(pipeline: Pipeline) -> str:
 def readme_table(runs: Path) -> str:
     """The README's table: every notebook with minutes and memory of the runs that are there."""
     lines = ["| notebook | smoke | laptop |", "|---|--:|--:|"]
-    made_on: dict[str, str] = {}
+    made_on: dict[str, None] = {}  # in order, each once
     for stage in stages.table().values():
         costs = []
         for profile in ("smoke", "laptop"):
             if made_by := read_json(runs / profile / stage.name / "results.json").get(
                 "environment"
             ):
-                made_on[profile] = f"{profile}: {made_by['device']}, commit {made_by['commit']}"
+                made_on[f"{profile}: {made_by['device']}, commit {made_by['commit']}"] = None
             done = read_json(runs / profile / stage.name / "done.json")
             cost = f"{done['minutes']:.1f} min, {done['peak_memory_gib']:.1f} GiB" if done else "-"
             costs.append(cost)
@@ -115,7 +115,7 @@ def readme_table(runs: Path) -> str:
         lines.append(f"| {link} | {' | '.join(costs)} |")
     lines += [
         "",
-        f"Wall clock and peak memory. {'; '.join(made_on.values()) or 'Not measured yet'}.",
+        f"Wall clock and peak memory. {'; '.join(made_on) or 'Not measured yet'}.",
     ]
     return "\n".join(lines)
 

@@ -80,3 +80,7 @@ def test_the_readme_gets_minutes_and_where_they_come_from(pipeline, tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert not report.update_readme(readme, tmp_path)
+    two = pipeline.directory(stages.find("02_two"))
+    (two / "results.json").write_text('{"environment": {"device": "CPU", "commit": "def"}}')
+    assert report.update_readme(readme, tmp_path)
+    assert "smoke: CPU, commit abc; smoke: CPU, commit def." in readme.read_text()
