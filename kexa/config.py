@@ -214,7 +214,7 @@ class PretrainConfig:
             )
         if len(self.stage_steps) < 2 or min(self.stage_steps.values()) < 1:
             raise ConfigError(
-                f"pretrain.stage_steps={self.stage_steps}: two stages or more, each of 1 or more"
+                f"pretrain.stage_steps={self.stage_steps}: two stages or more, of a step or more"
             )
 
 

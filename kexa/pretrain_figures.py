@@ -9,7 +9,8 @@
     violation       imbalance of every layer over training
     router_entropy  how decided the routers are
 
-Each takes numbers and returns a figure whose title says what they show.
+Each takes numbers and returns a figure whose title says what they show. :func:`tokens_read` and
+:func:`imbalance` are numbers that two of them draw.
 
 Legend: S steps, L sparse layers, E experts, N targets.
 """

@@ -81,7 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def discard_log(directory: Path) -> None:
     """Delete what :meth:`Run.log` wrote there: another run is about to begin."""
     (directory / METRICS).unlink(missing_ok=True)
-    shutil.rmtree(directory / EVENTS, ignore_errors=True)
+    if (directory / EVENTS).is_dir():
+        shutil.rmtree(directory / EVENTS)
 
 
 class Run:

@@ -27,11 +27,12 @@ def run(work: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
     found = {}
     try:
         for _ in processes:
-            rank, fault, answer = answers.get(timeout=300)
+            rank, fault, answer = answers.get(timeout=120)
             assert not fault, fault
             found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
         for process in processes:
             process.join(60)
+            assert process.exitcode is not None, "a rank has answered but does not end"
     finally:
         for process in processes:
             process.kill()
