@@ -83,8 +83,8 @@ def test_stage_weights_share_a_group_by_tokens_of_the_streams():
 
 
 def test_stages_without_a_mixture_are_an_error():
-    odd = dataclasses.replace(PRETRAIN, stage_steps={"foundation": 3})
-    with pytest.raises(ValueError, match="stage_steps names foundation but"):
+    odd = dataclasses.replace(PRETRAIN, stage_steps={"foundation": 3, "polish": 3})
+    with pytest.raises(ValueError, match="stage_steps names foundation, polish but"):
         Curriculum(STREAMS, odd, seed=0)
 
 
