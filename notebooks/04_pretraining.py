@@ -439,10 +439,10 @@ if config.reference:
     )
 
 # %% [markdown]
-# One pair of runs cannot tell a small cost from chance. Studies make many: a micro-model trained
-# with `kexa study fp8` in FP8 and in BF16, paired by seed, and with `kexa study recipes` in other
-# FP8 recipes too, each run a committed line in `studies/`. The yardstick is what another seed does
-# to BF16 itself.
+# One pair of runs cannot tell a small cost from chance. A study makes many: `kexa study fp8` trains
+# a micro-model in BF16, in FP8 and in two coarser FP8 recipes (a scale per row, a scale per
+# tensor), paired by seed, each run a committed line in `studies/`. The yardstick is what another
+# seed does to BF16 itself.
 
 
 # %%
@@ -461,8 +461,7 @@ def show(name, draw):
             run.value(f"study {name}, {device}: gap of {variant}", gap.estimate, note=note)
 
 
-for name in ("fp8", "recipes"):
-    show(name, study_figures.costs)
+show("fp8", study_figures.costs)
 
 # %% [markdown]
 # How large are the errors behind these differences? The format's bound for normal numbers is

@@ -16,7 +16,7 @@ from kexa.data import TokenizedDocuments
 from kexa.lock import Busy, hold
 from kexa.train.evaluation import HeldOut
 
-NAMES = ("fp8", "recipes", "muon", "muon-small-batch")
+NAMES = ("fp8", "muon", "muon-small-batch")
 
 
 @pytest.fixture
@@ -258,8 +258,7 @@ def test_a_study_that_cannot_end_is_refused(change, message, tmp_path, monkeypat
 
 def test_an_unknown_study_is_named(capsys):
     with pytest.raises(
-        ConfigError,
-        match="no study 'fp9' in studies.toml: use fp8, recipes, muon, muon-small-batch",
+        ConfigError, match="no study 'fp9' in studies.toml: use fp8, muon, muon-small-batch"
     ):
         studies.load("fp9")
     assert main(["study", "fp9"]) == 2

@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_reached_is_said_so(muon):
     assert lengths.get_title(loc="left").endswith("not with every seed\n(2 of 5 seeds)")
 
 
-@pytest.mark.parametrize("name", ["fp8", "recipes", "muon", "muon-small-batch"])
+@pytest.mark.parametrize("name", ["fp8", "muon", "muon-small-batch"])
 def test_every_variant_and_optimizer_has_a_label(name):
     study = load(name)
     shown = study.variants if not study.rates else {t.optimizer for t in study.variants.values()}
