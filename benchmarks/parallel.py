@@ -28,7 +28,6 @@ import torch.multiprocessing
 from kexa import dist
 from kexa.config import ModelConfig, load
 from kexa.model import KexaForCausalLM
-from kexa.parallel import free_port
 from kexa.record import commit, write_atomic
 from kexa.train import build_optimizers, fit, wsd
 from kexa.train.pretrain import training_loss
@@ -122,8 +121,9 @@ def main() -> int:
     rows = {}
     for fsdp, ep in MESHES:
         with tempfile.TemporaryDirectory() as directory:
-            given = (fsdp, ep, steps, free_port(), directory)
-            torch.multiprocessing.spawn(_rank, given, fsdp * ep)
+            with dist.meeting_place() as meeting:
+                given = (fsdp, ep, steps, meeting, directory)
+                torch.multiprocessing.spawn(_rank, given, fsdp * ep)
             runs = [json.loads(path.read_text()) for path in sorted(Path(directory).iterdir())]
         assert all(run == runs[0] for run in runs), "the ranks disagree with each other"
         row = rows[f"fsdp {fsdp} x ep {ep}"] = compare(runs[0], one)
@@ -144,13 +144,10 @@ def main() -> int:
     return int(not all(row["holds"] for row in rows.values()))
 
 
-def _rank(rank: int, fsdp: int, ep: int, steps: int, port: int, directory: str) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(fsdp * ep),
-    }
+def _rank(
+    rank: int, fsdp: int, ep: int, steps: int, meeting: dict[str, str], directory: str
+) -> None:
+    os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": str(fsdp * ep)}
     write_atomic(Path(directory) / f"{rank}.json", json.dumps(train(fsdp, ep, steps)))
 
 

@@ -33,8 +33,8 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -43,6 +43,8 @@ import torch
 
 from kexa import dist, runtime
 from kexa.config import ConfigError, RuntimeConfig
+
+GRACE = 25.0  # schedulers kill 30 seconds after SIGTERM
 
 
 class BesideFailed(RuntimeError):
@@ -116,14 +118,22 @@ def across(
             "set pretrain.processes to no more"
         )
     shared = dataclasses.replace(config, threads=max(1, config.threads // processes))
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    ranks = [
-        _start(
-            _as_rank, (function, arguments, shared, seed), meeting | {"RANK": r, "LOCAL_RANK": r}
+    with dist.meeting_place() as meeting:
+        meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        _wait_for(
+            [
+                _start(
+                    _as_rank,
+                    (function, arguments, shared, seed),
+                    meeting | {"RANK": rank, "LOCAL_RANK": rank},
+                )
+                for rank in map(str, range(processes))
+            ]
         )
-        for r in map(str, range(processes))
-    ]
+
+
+def _wait_for(ranks: Sequence[tuple[multiprocessing.Process, Connection]]) -> None:
+    """Until all have ended. The first fault ends the others and is raised."""
     waiting = {receiver: process for process, receiver in ranks}
     try:
         with _sigterm_first_to(list(waiting.values())):
@@ -138,13 +148,6 @@ def across(
     finally:
         for process, _ in ranks:
             process.join()
-
-
-def free_port() -> int:
-    """A port of this machine on which nobody listens now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def _start(
@@ -178,7 +181,9 @@ def _outcome(process: multiprocessing.Process, receiver: Connection) -> Exceptio
 
 @contextlib.contextmanager
 def _sigterm_first_to(processes: Sequence[multiprocessing.Process]) -> Iterator[None]:
-    """Inside, SIGTERM reaches this process when it has ended the others; main thread only."""
+    """Inside, SIGTERM reaches this process when it has ended the others, or ``GRACE`` seconds
+    later: what saves for longer ends with its parent. Main thread only.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -186,8 +191,9 @@ def _sigterm_first_to(processes: Sequence[multiprocessing.Process]) -> Iterator[
     def pass_on(*_) -> None:
         for process in processes:
             process.terminate()
+        end = time.monotonic() + GRACE
         for process in processes:
-            process.join()
+            process.join(max(0.0, end - time.monotonic()))
         signal.signal(signal.SIGTERM, before)
         os.kill(os.getpid(), signal.SIGTERM)
 

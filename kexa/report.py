@@ -63,7 +63,7 @@ class Entry:
 
     stage: Stage
     title: str
-    state: str  # "done", "out of date", "failed" or "not run"
+    state: str  # "done", "out of date", "unfinished" or "not run"
     results: Mapping[str, Any]
     done: Mapping[str, Any]
     directory: Path
@@ -136,7 +136,7 @@ def _entry(pipeline: Pipeline, stage: Stage) -> Entry:
     if done:
         state = "out of date" if pipeline.stale(stage) else "done"
     else:
-        state = "failed" if (directory / "started.json").is_file() else "not run"
+        state = "unfinished" if (directory / "started.json").is_file() else "not run"
     return Entry(stage, _title(stage), state, results, done, directory)
 
 

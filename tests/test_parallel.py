@@ -52,6 +52,11 @@ def save_on_sigterm(path: Path, device: torch.device | None = None, layout: Layo
     wait_for_ever(path)
 
 
+def ignore_sigterm(path: Path, device: torch.device | None = None, layout: Layout | None = None):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    wait_for_ever(path.with_name(f"{path.name}{layout.rank if layout else ''}"))
+
+
 class TwoParts(Exception):
     """Pickle makes it again from its message alone, which is one argument too few."""
 
@@ -160,8 +165,9 @@ def caller(directory: Path, body: str) -> subprocess.Popen:
     head = """
         import time
         from pathlib import Path
+        from kexa import parallel
         from kexa.parallel import across, beside
-        from tests.test_parallel import TWO, save_on_sigterm, wait_for_ever
+        from tests.test_parallel import TWO, ignore_sigterm, save_on_sigterm, wait_for_ever
         if __name__ == "__main__":
     """
     place = f"directory = Path({str(directory)!r})\n"
@@ -195,6 +201,18 @@ def test_sigterm_waits_until_the_others_have_saved(tmp_path, body, ranks):
     parent.terminate()
     assert parent.wait(timeout=120) == -signal.SIGTERM
     assert all((tmp_path / f"pid{rank}").read_text() == "saved" for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("body", "ranks"), [(BESIDE, [""]), (ACROSS, ["0", "1"])], ids=["beside", "across"]
+)
+def test_sigterm_does_not_wait_for_ever(tmp_path, body, ranks):
+    parent = caller(tmp_path, "parallel.GRACE = 1.0\n" + body.format("ignore_sigterm"))
+    others = [psutil.Process(wait_for_pid(tmp_path / f"pid{rank}")) for rank in ranks]
+    parent.terminate()
+    assert parent.wait(timeout=60) == -signal.SIGTERM
+    _, alive = psutil.wait_procs(others, timeout=10)
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
 def test_ranks_meet_and_share_the_threads(tmp_path):

@@ -52,7 +52,7 @@ def test_the_page_counts_what_is_there(pipeline):
     assert "1 of 3 up to date" in page
     assert "0 of 1 hold" in page
     assert page.count("not run") == 2  # table and section of stage three
-    assert page.count(">failed<") == 2
+    assert page.count(">unfinished<") == 2
     assert "4.25" in page
     assert "[4.1, 4.4]" in page
     assert page.count("data:image/png;base64,") == 1

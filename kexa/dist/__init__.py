@@ -1,12 +1,24 @@
 """More than one process: the mesh, FSDP2 and expert parallelism, all of it torch.distributed."""
 
 from kexa.dist.loss import batch_loss
-from kexa.dist.mesh import ALONE, Layout, check, divides, join, leave, local_device, processes
+from kexa.dist.mesh import (
+    ALONE,
+    CannotMeet,
+    Layout,
+    check,
+    divides,
+    join,
+    leave,
+    local_device,
+    meeting_place,
+    processes,
+)
 from kexa.dist.reduce import scale_to_norm, sum_over_ranks, total_norm
 from kexa.dist.shard import place, shard
 
 __all__ = [
     "ALONE",
+    "CannotMeet",
     "Layout",
     "batch_loss",
     "check",
@@ -14,6 +26,7 @@ __all__ = [
     "join",
     "leave",
     "local_device",
+    "meeting_place",
     "place",
     "processes",
     "scale_to_norm",

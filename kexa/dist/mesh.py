@@ -18,7 +18,9 @@ reported: nothing about parallelism but that the router is dropless.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,10 @@ import torch.distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from kexa.config import ConfigError
+
+
+class CannotMeet(ConnectionError):
+    """Where the ranks should meet cannot be reached, or is taken."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,25 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def meeting_place() -> Iterator[dict[str, str]]:
+    """The environment by which :func:`join` finds a store of this process, open while inside.
+
+    For ranks on this machine. The port is listened on before it is told, so nobody else takes it.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 opens no store of its own
+    }
+
+
 def join(fsdp: int, ep: int, device: torch.device) -> Layout:
     """Meet the other processes; call :func:`check` before and :func:`leave` at the end.
 
     Raises:
-        ConnectionError: the meeting place cannot be reached, or is taken.
+        CannotMeet: the meeting place cannot be reached, or is taken.
     """
     if fsdp * ep == 1:
         return ALONE
@@ -111,7 +131,7 @@ def join(fsdp: int, ep: int, device: torch.device) -> Layout:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except torch.distributed.DistNetworkError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ConnectionError(
+        raise CannotMeet(
             f"the ranks cannot meet at {place}: is the port free, the machine up? ({error})"
         ) from error
     grid = init_device_mesh(device.type, (fsdp, ep), mesh_dim_names=("fsdp", "ep"))

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except (ConfigError, CheckpointError, CannotWrite, lock.Busy) as error:
         return _say(error, 2)
-    except (TrainingDiverged, ConnectionError) as error:
+    except (TrainingDiverged, dist.CannotMeet) as error:
         return _say(error, 1)
     except RuntimeError as error:
         if not _is_lost_rank(error):

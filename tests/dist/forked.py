@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kexa.parallel import free_port
+from kexa import dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.dist.small_run"])
@@ -17,35 +17,30 @@ CONTEXT.set_forkserver_preload(["tests.dist.small_run"])
 
 def run(work: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
     """``work(*arguments)`` on every rank; what each returned, in order of rank."""
-    port, answers = free_port(), CONTEXT.Queue()
-    processes = [
-        CONTEXT.Process(target=_rank, args=(answers, rank, ranks, port, work, arguments))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    found = {}
-    try:
-        for _ in processes:
-            rank, fault, answer = answers.get(timeout=120)
-            assert not fault, fault
-            found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
+    answers, found = CONTEXT.Queue(), {}
+    with dist.meeting_place() as meeting:
+        processes = [
+            CONTEXT.Process(target=_rank, args=(answers, rank, ranks, meeting, work, arguments))
+            for rank in range(ranks)
+        ]
         for process in processes:
-            process.join(60)
-            assert process.exitcode is not None, "a rank has answered but does not end"
-    finally:
-        for process in processes:
-            process.kill()
+            process.start()
+        try:
+            for _ in processes:
+                rank, fault, answer = answers.get(timeout=120)
+                assert not fault, fault
+                found[rank] = torch.load(io.BytesIO(answer), weights_only=False)
+            for process in processes:
+                process.join(60)
+                assert process.exitcode is not None, "a rank has answered but does not end"
+        finally:
+            for process in processes:
+                process.kill()
     return [found[rank] for rank in range(ranks)]
 
 
-def _rank(answers, rank, ranks, port, work, arguments):
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-    }
+def _rank(answers, rank, ranks, meeting, work, arguments):
+    os.environ |= meeting | {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     answer = io.BytesIO()  # tensors as bytes: as themselves they would outlive their process
     try:
         torch.save(work(*arguments), answer)

@@ -18,7 +18,6 @@ import torch
 
 from kexa.config import ROOT, load
 from kexa.data.choices import Question
-from kexa.parallel import free_port
 from kexa.record import CannotWrite
 from kexa.tokenizer import save, train_baseline
 from kexa.train import __main__ as command
@@ -158,7 +157,7 @@ def test_a_killed_rank_ends_the_job_and_the_command_goes_on(tmp_path):
     out = tmp_path / "out"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     job = subprocess.Popen(
-        [*torchrun, "--master-port", str(free_port()), "-m", "kexa.train", "--ep", "2", *arguments],
+        [*torchrun, "--standalone", "-m", "kexa.train", "--ep", "2", *arguments],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -38,7 +38,7 @@ def test_a_meeting_place_that_is_taken_is_told(monkeypatch):
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
         for name, value in (address | {"RANK": "0", "WORLD_SIZE": "2"}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(ConnectionError, match=r"cannot meet at 127\.0\.0\.1:\d+: is the port"):
+        with pytest.raises(dist.CannotMeet, match=r"cannot meet at 127\.0\.0\.1:\d+: is the port"):
             dist.join(2, 1, torch.device("cpu"))
 
 
