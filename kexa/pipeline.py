@@ -40,6 +40,7 @@ PARAMETERS = "KEXA_PARAMETERS"  # likewise: what `kexa run -p` set, for `require
 SPEAKING = (  # errors whose message is all a user needs: no traceback
     "BesideFailed",
     "Busy",
+    "CannotMeet",
     "CannotWrite",
     "CheckFailed",
     "CheckpointError",
