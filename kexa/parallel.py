@@ -20,9 +20,9 @@ threads, and read back likewise:
 Measured on two cores, both busy with other work: two ranks of one thread take half of the time of
 one process with two threads.
 
-SIGTERM goes to the other processes first and to this one when they have ended: a run that saves on
-the signal (:func:`kexa.train.fit`) has then done so in each. Killed, this process takes the others
-with it at once; their last checkpoints stay.
+SIGTERM goes to the other processes first and to this one when they have ended, at the latest 25
+seconds later: a run that saves on the signal (:func:`kexa.train.fit`) has then done so in each.
+Killed, this process takes the others with it at once; their last checkpoints stay.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ runs (:mod:`kexa.dist.shard`). chosen: "ep" is the inner axis, so that its excha
 frequent ones, stay inside a machine.
 
 One process is the mesh 1 x 1, without a process group. Processes meet by the environment that
-torchrun sets; CPUs talk by gloo, GPUs by NCCL.
+torchrun sets, or :func:`meeting_place`; CPUs talk by gloo, GPUs by NCCL.
 
 reported: nothing about parallelism but that the router is dropless.
 """
