@@ -214,8 +214,8 @@ def branch(
             name: ([step * step_tokens for step in bits], list(bits.values()))
             for name, bits in curves.items()
         },
-        f"With equal tokens the branch is {_apart(decayed, whole[end])} the whole run;\n"
-        f"the end of the whole run is {_apart(whole[final], decayed)} the branch's",
+        f"The branch ends {_apart(decayed, whole[end])}\nthe whole run after equal tokens;\n"
+        f"the whole run ends {_apart(whole[final], decayed)} the branch",
         "tokens",
         "held-out bits per byte, mean over categories",
         ax=losses,

@@ -16,7 +16,7 @@ from kexa.data import TokenizedDocuments
 from kexa.lock import Busy, hold
 from kexa.train.evaluation import HeldOut
 
-NAMES = ("fp8", "recipes", "muon", "muon-small-batch")
+NAMES = ("fp8", "muon", "muon-small-batch")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_other_settings_are_other_runs(text, tmp_path):
     changed = dataclasses.replace(study, variants=variants)
     with pytest.raises(ValueError, match="'fp8' has 0 seeds.*kexa study fp8"):
         studies.evaluate(changed, studies.read_lines(tmp_path / "fp8.jsonl"))
-    assert len(studies.run(changed, text, tmp_path)) == 8
+    assert len(studies.run(changed, text, tmp_path)) == 16
 
 
 def test_one_writer_at_a_time(text, tmp_path):
@@ -119,7 +119,7 @@ def test_several_jobs_make_the_same_lines(text, tmp_path):
     study = short("fp8")
     one = studies.run(study, text, tmp_path / "one")
     two = studies.run(study, text, tmp_path / "two", jobs=2)
-    assert sorted(map(json.dumps, two)) == sorted(map(json.dumps, one)) and len(two) == 4
+    assert sorted(map(json.dumps, two)) == sorted(map(json.dumps, one)) and len(two) == 8
 
 
 def test_kept_text_is_the_text_and_of_these_settings_only(text, tmp_path, monkeypatch):
@@ -193,10 +193,17 @@ def fabricated(study: studies.Study, finals: dict[str, list[float]], rates: dict
     return json.loads(json.dumps(lines))
 
 
+def fp8_against_bf16() -> studies.Study:
+    """The study of FP8 without its coarser recipes."""
+    study = studies.load("fp8")
+    pair = {name: study.variants[name] for name in ("bf16", "fp8")}
+    return dataclasses.replace(study, variants=pair)
+
+
 def test_gap_and_reseed_by_hand():
     """Gaps of 1%, 2% and 3%: mean 2%, half width 4.303 * 1% / sqrt(3) with 2 degrees of freedom."""
     finals = {"bf16": [1.0, 2.0, 3.0], "fp8": [1.01, 2.04, 3.09]}
-    study = studies.load("fp8")
+    study = fp8_against_bf16()
     outcome = studies.evaluate(study, fabricated(study, finals, {}))
     half = 4.302653 * 0.01 / math.sqrt(3)
     assert outcome.gaps["fp8"] == pytest.approx((0.02, 0.02 - half, 0.02 + half), abs=1e-8)
@@ -225,16 +232,16 @@ def test_tokens_to_reach_by_hand():
 
 def test_a_seed_with_which_a_variant_diverged_is_counted_and_left_out():
     finals = {"bf16": [1.0, math.inf, 2.0, 3.0], "fp8": [1.01, 1.0, 2.04, 3.09]}
-    study = studies.load("fp8")
+    study = fp8_against_bf16()
     lines = fabricated(study, finals, {})
     outcome = studies.evaluate(study, lines)
     assert outcome.seeds == [0, 2, 3] and outcome.diverged == {"bf16": [1]}
     assert outcome.gaps["fp8"].estimate == pytest.approx(0.02)
-    told = "3 of 12 seeds, bf16 diverged with 1 more"
+    told = "3 of 20 seeds, bf16 diverged with 1 more"
     assert studies.seeds_told(study, outcome) == told
     assert told in studies.report(study, outcome)[0]
     complete = dataclasses.replace(outcome, seeds=list(study.seeds), diverged={})
-    assert studies.seeds_told(study, complete) == "12 seeds"
+    assert studies.seeds_told(study, complete) == "20 seeds"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,7 @@ def test_a_seed_with_which_a_variant_diverged_is_counted_and_left_out():
         (('bf16 = { numerics = "bf16" }', 'bf16 = { numerics = "bf61" }'), "numerics 'bf61'; use"),
         (('optimizer = "muon"', 'optimizer = "moun"'), "optimizer 'moun'; use muon or adamw"),
         (("points = 10", "points = 0"), "points=0 must lie in 1..steps=1000"),
-        (("seeds = 12", "seeds = 1"), "1 seeds of 2 variants; an interval"),
+        (("seeds = 20", "seeds = 1"), "1 seeds of 4 variants; an interval"),
     ],
 )
 def test_a_study_that_cannot_end_is_refused(change, message, tmp_path, monkeypatch):
@@ -258,8 +265,7 @@ def test_a_study_that_cannot_end_is_refused(change, message, tmp_path, monkeypat
 
 def test_an_unknown_study_is_named(capsys):
     with pytest.raises(
-        ConfigError,
-        match="no study 'fp9' in studies.toml: use fp8, recipes, muon, muon-small-batch",
+        ConfigError, match="no study 'fp9' in studies.toml: use fp8, muon, muon-small-batch"
     ):
         studies.load("fp9")
     assert main(["study", "fp9"]) == 2
@@ -279,7 +285,7 @@ def test_committed_lines_belong_to_the_study(name):
 def test_committed_results_by_device(text, tmp_path, monkeypatch):
     study = short("fp8")
     lines = studies.run(study, text, tmp_path)
-    for line in lines[:2]:  # one pair: too few for an interval
+    for line in lines[:4]:  # one seed: too few for an interval
         other = line | {"environment": line["environment"] | {"device": "A GPU"}}
         studies.append_line(tmp_path / "fp8.jsonl", other)
     monkeypatch.setattr(studies, "RESULTS", tmp_path)

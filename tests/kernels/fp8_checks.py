@@ -61,7 +61,7 @@ def oracle(x: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarr
     for i in range(scales.shape[0]):
         for j in range(scales.shape[1]):
             at = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
-            scales[i, j] = np.maximum(np.abs(x[at]).max(), np.float32(1e-4)) / np.float32(448)
+            scales[i, j] = np.maximum(np.abs(x[at]).max(), np.float32(2**-100)) / np.float32(448)
             codes[at] = nearest_code(x[at] / scales[i, j])
     return codes, scales
 
@@ -89,7 +89,7 @@ def tokens_by_tiles(x_ND: torch.Tensor, offsets_E: torch.Tensor) -> tuple[np.nda
     N, D = x_ND.shape
     T = N // 128 + len(offsets_E)
     codes = np.zeros((D, T * 128), np.uint8)
-    scales = np.full((T, D), np.float32(1e-4) / np.float32(448))
+    scales = np.full((T, D), np.float32(2**-100) / np.float32(448))
     start = tile = 0
     for end in offsets_E.tolist():
         for i in range(start, end, 128):
@@ -116,10 +116,10 @@ def fenced_copy(x: torch.Tensor) -> torch.Tensor:
 
 
 def inputs(case: str, draw: Callable = wide):
-    """``(x, w, dy, offsets)``: x has a row of zeros and a tiny one, w a tiny block."""
+    """``(x, w, dy, offsets)``: x has a row of zeros and one below the smallest amax, w a block."""
     rows, D, F, ends = CASES[case]
     x, w = draw(rows, D, seed=1), draw(len(ends), F, D, seed=2)
-    x[5:6], x[6:7], w[-1:, :64] = 0, 1e-6, 1e-6
+    x[5:6], x[6:7], w[-1:, :64] = 0, 1e-31, 1e-31
     dy = draw(rows, F, seed=3)
     return *map(fenced_copy, (x, w, dy)), torch.tensor(ends, dtype=torch.int32)
 

@@ -112,6 +112,7 @@ FAULTS = {
     "fp8 rows": {
         "largest magnitude without sign": ("tl.max(tl.abs(values), 1)", "tl.max(values, 1)"),
         "no smallest scale": ("tl.maximum(amax, _SMALLEST)", "amax"),
+        "smallest scale too large": ("tl.maximum(amax, _SMALLEST)", "tl.maximum(amax, 1e-4)"),
         "cast not rounded": ("(q + magic - magic)", "(q)"),
         "subnormals rounded like others": ("tl.maximum(exponent, _NORMAL)", "exponent"),
         "one bit short": ("1572864.0", "3145728.0"),

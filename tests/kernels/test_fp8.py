@@ -51,7 +51,7 @@ def test_subnormals_and_what_lies_below_them():
 
 def test_the_largest_of_a_tile_lands_on_448_and_never_above():
     generator = torch.Generator().manual_seed(0)
-    amax = torch.rand(100_000, 1, generator=generator).mul(60).sub(13).exp2()  # above the clamp
+    amax = torch.rand(100_000, 1, generator=generator).mul(200).sub(100).exp2()
     scale = scale_of(amax)
     scaled = amax / scale
     assert ((scaled - 448).abs() <= 448 * 2.0**-23).all()  # the division may round upwards
@@ -102,9 +102,16 @@ def test_quantize_handles_stacks_zeros_and_tiny_tiles():
     for i in range(3):
         assert torch.equal(together[i], quantize(x[i], 128, 128))
     assert torch.equal(quantize(torch.zeros(5, 7), 1, 128), torch.zeros(5, 7))
-    tiny = torch.full((1, 4), 1e-5)  # below the clamp: the scale is 1e-4 / 448
+    tiny = torch.full((1, 4), 1e-31)  # the scale is 2^-100 / 448
     expected = checks.oracle_values(tiny.numpy(), 1, 128)
     np.testing.assert_array_equal(quantize(tiny, 1, 128).numpy(), expected)
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 128), (128, 1), (128, 128)])
+def test_small_numbers_get_the_same_codes(rows, columns):
+    x = checks.wide(130, 257)
+    for factor in (2.0**-24, 2.0**-64):  # gradients of a mean loss, and far below them
+        assert torch.equal(quantize(factor * x, rows, columns), factor * quantize(x, rows, columns))
 
 
 @pytest.mark.parametrize("counts", [[300], [0, 1, 128, 0, 129, 42], [127, 173]])

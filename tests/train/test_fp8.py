@@ -128,6 +128,16 @@ def test_products_equal_the_oracle_bitwise_but_for_the_order_of_sums(recipe, siz
 
 
 @pytest.mark.parametrize("recipe", PRODUCTS)
+def test_gradients_do_not_depend_on_the_scale_of_the_loss(recipe):
+    counts, D, F = SIZES["empty experts"]
+    x, dy = wide(sum(counts), D, seed=1), wide(sum(counts), F, seed=2)
+    w = wide(len(counts), F, D, seed=3)
+    _, dx, dw = products(recipe, counts, x, w, dy)
+    _, small_dx, small_dw = products(recipe, counts, x, w, 2.0**-40 * dy)
+    assert torch.equal(small_dx, 2.0**-40 * dx) and torch.equal(small_dw, 2.0**-40 * dw)
+
+
+@pytest.mark.parametrize("recipe", PRODUCTS)
 def test_operands_are_what_the_products_read(recipe):
     counts, D, F = SIZES["empty experts"]
     x, dy = wide(sum(counts), D, seed=1), wide(sum(counts), F, seed=2)

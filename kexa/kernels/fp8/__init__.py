@@ -7,13 +7,15 @@ numbers share a scale:
     dx = dy w       dy: quantize_rows     w: the same codes, transposed  scaled_gemm
     dw = dy^T x     dy: quantize_tokens   x: quantize_tokens             scaled_weight_gemm
 
-    scale = max(amax(tile), 1e-4) / 448,   code = E4M3(x / scale),   value = code * scale
+    scale = max(amax(tile), 2^-100) / 448,   code = E4M3(x / scale),   value = code * scale
 
 A product runs over blocks of 128. Each block's product of codes is multiplied by the scales of both
 operands and added to a sum in fp32 (the tensor core's own sum keeps fewer bits). A dense product is
 the grouped one of a single expert.
 
 reported: native FP8 training. not reported: which. chosen: DeepSeek-V3's tiles (arXiv 2412.19437).
+chosen: the smallest amax, 2^-100, only keeps a tile of zeros from a division by zero; a floor of
+1e-4, as others have, would give most gradients of a mean loss one constant scale.
 chosen: tokens of different experts never share a tile. For the gradient of the weights each
 expert's tokens therefore start a new tile, and codes lie feature by feature with gaps of zeros up
 to whole tiles: the product then reads whole, aligned tiles only. chosen: scales lie tile by tile,

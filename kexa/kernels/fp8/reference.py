@@ -1,6 +1,6 @@
 """FP8 as its definition: codes and scales, and products of what they stand for. The specification.
 
-    scale = max(amax(tile), 1e-4) / 448,   code = E4M3(x / scale),   value = code * scale
+    scale = max(amax(tile), 2^-100) / 448,   code = E4M3(x / scale),   value = code * scale
 
 Products decode both operands and multiply in fp32, or in fp64 where that is asked for.
 
