@@ -287,6 +287,8 @@ class ExtensionStage:
     needles: int  # most facts in one retrieval document
     steps: int  # optimizer steps per round
     rounds: int  # at most; the gate ends them
+    learning_rate: float  # the peak of every round
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -297,10 +299,8 @@ class ExtensionConfig:
     haystack: str  # category whose text surrounds the facts, in training and in probes
     shortest: int  # tokens of the shortest retrieval document; a power of two times it fills a row
     digits: int  # of a value
-    learning_rate: float
     warmup_share: float  # of a round
     decay_share: float
-    weight_decay: float
     mtp_weight: float
     balance_weight: float
     balance_step: float

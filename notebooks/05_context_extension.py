@@ -157,7 +157,8 @@ batches = {
 }
 for name, stage in stages.items():
     rows = ", ".join(f"{stage.rows[c] / sum(stage.rows.values()):.0%} {c}" for c in COMPONENTS)
-    print(f"{name:<7} {stage.sequence_length:>6} tokens, {stage.steps} steps a round: {rows}")
+    print(f"{name:<7} {stage.sequence_length:>6} tokens, {stage.steps} steps a round ", end="")
+    print(f"at {stage.learning_rate:g}: {rows}")
 
 # %% [markdown]
 # ## Train, probe, repeat until green
@@ -166,7 +167,8 @@ for name, stage in stages.items():
 # \quad \text{for every probed length } n \le \text{the stage's length}$$
 #
 # The threshold is not published; `threshold` is chosen. A round that leaves the gate red is
-# followed by another one, until `rounds` is used up.
+# followed by another one, until `rounds` is used up. The second stage has a lower learning rate:
+# it carries further what the first has taught, and a high rate would undo that.
 
 
 # %%

@@ -82,6 +82,8 @@ def stage():
         needles=2,
         steps=3,
         rounds=3,
+        learning_rate=1e-2,
+        weight_decay=0.1,
     )
 
 
@@ -92,10 +94,8 @@ def config(stage):
         haystack="en",
         shortest=32,
         digits=2,
-        learning_rate=1e-2,
         warmup_share=0.1,
         decay_share=0.3,
-        weight_decay=0.1,
         mtp_weight=0.0,
         balance_weight=1e-4,
         balance_step=1e-3,

@@ -167,6 +167,17 @@ def test_rounds_are_used_up_when_it_stays_red(batches, model, config, tmp_path, 
     assert rounds[0].verdict.length == 64
 
 
+def test_a_stage_trains_at_its_own_learning_rate(batches, model, config, stage, tmp_path, cells):
+    slow = dataclasses.replace(stage, learning_rate=1e-4)
+    rates = []
+    for i, chosen in enumerate((stage, slow)):
+        here = dataclasses.replace(config, stages={"first": chosen})
+        rounds = run(model, batches, here, tmp_path / str(i), 1, cells)
+        rates.append([step.learning_rate for step in rounds[0].steps])
+    assert max(rates[0]) == pytest.approx(1e-2)
+    assert rates[1] == pytest.approx([rate / 100 for rate in rates[0]])
+
+
 def test_rounds_read_on_in_the_data(batches, model, config, tmp_path, cells, monkeypatch):
     asked = []
     read = batches.batch
