@@ -80,6 +80,7 @@ def lines(
     Args:
         bands: ``bands[label] = (low, high)`` over the same x as that label's curve, shaded.
         hlines: reference values by name (baseline, chance, entropy), drawn dashed grey across.
+        logx, logy: logarithmic axes; that of x is ticked at the points if they are few.
     """
     with plt.rc_context(STYLE):
         ax = _axes(ax)
@@ -94,6 +95,10 @@ def lines(
                 ax.fill_between(x, low, high, color=_colour(i), alpha=0.15, linewidth=0)
         _references(ax, hlines)
         ax.set_xscale("log" if logx else "linear")
+        points = sorted({float(value) for x, _ in series.values() for value in x})
+        if logx and len(points) <= 8:
+            ax.set_xticks(points, [f"{value:g}" for value in points])
+            ax.set_xticks([], minor=True)
         ax.set_yscale("log" if logy else "linear")
         ax.grid(axis="y")
         return _finish(ax, title, xlabel, ylabel, legend=len(series) > 1)

@@ -110,3 +110,13 @@ def test_series_of_a_figure_can_be_told_apart():
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(looks) == 8
     plt.close("all")
+
+
+def test_a_logarithmic_axis_is_ticked_at_its_points_if_they_are_few():
+    few = [64, 128, 256, 512]
+    ax = plot.lines({"a": (few, few)}, "Finding", "length", "share", logx=True)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["64", "128", "256", "512"]
+    many = [2**n for n in range(12)]
+    ax = plot.lines({"a": (many, many)}, "Finding", "length", "share", logx=True)
+    assert len(ax.get_xticks()) < len(many)
+    plt.close("all")
