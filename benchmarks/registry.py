@@ -396,7 +396,7 @@ def _scaled_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """``a b^T``, both quantised here."""
     codes, scales = [], []
     for x in (a, b):
-        scales.append(x.abs().amax(1, keepdim=True).float().clamp(min=1e-4) / 448)
+        scales.append(x.abs().amax(1, keepdim=True).float().clamp(min=2.0**-100) / 448)
         codes.append((x / scales[-1]).to(torch.float8_e4m3fn).contiguous())
     y = torch._scaled_mm(codes[0], codes[1].T, scales[0], scales[1].T, out_dtype=torch.bfloat16)
     return y.to(a.dtype)
